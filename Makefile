@@ -1,0 +1,88 @@
+PYTHON ?= python3
+VENV   ?= .venv
+
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
+LOCK = uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+	--custom-compile-command 'make lock'
+
+# The demo runs without the package being installed.
+export PYTHONPATH := src:.
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help demo setup venv servers test check quick test-pythons bench soak format lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/demo ## run the example bank (needs python3 only)
+	@$(BIN)/python -m examples.bank
+
+setup: venv servers ## all that a developer needs
+
+venv: $(VENV)/dev ## the development environment, pinned by hash
+
+servers: ## install the servers that the tests start (none is left running)
+	@tests/rig/install.sh servers
+
+test: venv servers check ## the static checks and all tests, on every database
+	@echo "== pytest, every database"
+	@$(BIN)/pytest -m "not soak"
+
+check: venv ## the static checks (seconds)
+	@echo "== ruff, codespell, import-linter, mypy, pyright"
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/codespell
+	@$(BIN)/lint-imports
+	@$(BIN)/mypy
+	@$(BIN)/pyright
+
+quick: venv ## the tests that need no server
+	@echo "== pytest, SQLite only, $$($(BIN)/python --version)"
+	@$(BIN)/pytest -m "not soak" --databases=sqlite
+
+test-pythons: ## `make quick` with each supported Python that is found
+	@for version in 3.11 3.12 3.13; do \
+	  for python in python$$version ~/.pyenv/versions/$$version.*/bin/python; do \
+	    if $$python -c '' 2>/dev/null; then \
+	      $(MAKE) quick PYTHON=$$python VENV=.venv-$$version || exit 1; continue 2; \
+	    fi; \
+	  done; \
+	  echo "== Python $$version not found: skipped"; \
+	done
+
+bench: venv servers ## the benchmarks
+	@$(BIN)/python -m benchmarks
+
+soak: venv servers ## the tests that run for minutes
+	@$(BIN)/pytest -m soak --timeout=0
+
+format: venv ## format, and fix what ruff can
+	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
+
+lock: ## pin the development requirements again, with the newest versions (needs uv)
+	@$(LOCK) --upgrade requirements-dev.in -o requirements-dev.txt
+	@$(LOCK) --upgrade requirements-demo.in -o requirements-demo.txt
+
+clean: ## delete what these targets made in this folder
+	@rm -rf .venv .venv-3.* .cache .*_cache .hypothesis .coverage* htmlcov build dist
+	@find src tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@echo "== $(VENV), from $(PYTHON)"
+	@tests/rig/install.sh python
+	@$(PYTHON) -m venv --clear $(VENV)
+
+$(VENV)/demo: requirements-demo.txt | $(BIN)/python
+	@echo "== installing requirements-demo.txt"
+	@$(PIP) install --require-hashes --only-binary :all: -r requirements-demo.txt
+	@touch $@
+
+$(VENV)/dev: requirements-dev.txt pyproject.toml | $(BIN)/python
+	@echo "== installing requirements-dev.txt (about a minute the first time)"
+	@tests/rig/install.sh build
+	@$(PIP) install --require-hashes -r requirements-dev.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
