@@ -1,0 +1,54 @@
+"""retold: an event store for Python on the SQL database you already run."""
+
+from retold.aggregates import Aggregate, applies
+from retold.codecs import Codec
+from retold.entity import Changed, Entity
+from retold.errors import (
+    EntityExists,
+    KeyReused,
+    NotFound,
+    OutcomeUnknown,
+    RetoldError,
+    StoreUnavailable,
+    TransactionRolledBack,
+    UnknownEvent,
+    VersionConflict,
+)
+from retold.events import Event
+from retold.metadata import metadata
+from retold.personal import Personal
+from retold.recorded import Recorded
+from retold.snapshots import every
+from retold.store.event_store import AsyncEventStore, AsyncTransaction, EventStore, Transaction
+from retold.store.repository import AsyncRepository, Repository
+from retold.upcasting import Raw, upcast
+
+__all__ = [
+    "Aggregate",
+    "AsyncEventStore",
+    "AsyncRepository",
+    "AsyncTransaction",
+    "Changed",
+    "Codec",
+    "Entity",
+    "EntityExists",
+    "Event",
+    "EventStore",
+    "KeyReused",
+    "NotFound",
+    "OutcomeUnknown",
+    "Personal",
+    "Raw",
+    "Recorded",
+    "Repository",
+    "RetoldError",
+    "StoreUnavailable",
+    "Transaction",
+    "TransactionRolledBack",
+    "UnknownEvent",
+    "VersionConflict",
+    "applies",
+    "every",
+    "metadata",
+    "upcast",
+]

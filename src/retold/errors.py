@@ -1,0 +1,333 @@
+"""Every error retold raises, as one tree.
+
+The docstring of a class is its message: what happened, then what to do next. Fields are plain
+attributes, errors survive pickling, and `retriable` says whether the same call may succeed later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from inspect import cleandoc
+from typing import Any, ClassVar
+
+
+class RetoldError(Exception):
+    """Something went wrong in retold."""
+
+    retriable: ClassVar[bool] = False
+
+    def __str__(self) -> str:
+        template = type(self).__doc__
+        if template is None:  # python -OO
+            return f"{type(self).__name__}: {vars(self)}"
+        return " ".join(cleandoc(template).format_map(vars(self)).split())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), dict(vars(self)))
+
+
+def _restore(cls: type[RetoldError], fields: dict[str, Any]) -> RetoldError:
+    error = cls.__new__(cls)
+    error.__dict__.update(fields)
+    return error
+
+
+# --- mistakes in the program ---------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class DefinitionError(RetoldError, TypeError):
+    """{problem}"""
+
+    problem: str
+
+
+@dataclass(eq=False)
+class UsageError(RetoldError, TypeError):
+    """{problem}"""
+
+    problem: str
+
+
+@dataclass(eq=False)
+class MissingExtra(RetoldError, ImportError):
+    """{need} needs the package {package!r}, which is not installed:
+    pip install 'retold[{extra}]'"""
+
+    need: str
+    package: str
+    extra: str
+
+
+@dataclass(eq=False)
+class InvalidURL(RetoldError, ValueError):
+    """{url!r} is not a database URL retold can use: {problem}. Expected sqlite:///path,
+    postgresql://user:password@host:port/database or mysql://user:password@host:port/database."""
+
+    url: str
+    problem: str
+
+
+@dataclass(eq=False)
+class InvalidValue(RetoldError, ValueError):
+    """{problem}"""
+
+    problem: str
+
+
+@dataclass(eq=False)
+class NoApplier(RetoldError):
+    """{entity_type} emitted {event_type} but has no applier for it. Add a method with @applies, or
+    list the event in ignores=(…) on the aggregate if it does not change the state."""
+
+    entity_type: str
+    event_type: str
+
+
+@dataclass(eq=False)
+class NothingEmitted(RetoldError):
+    """The command {command} emitted no event, so there is no {entity_type} to create. A command
+    passed to create must emit at least one event."""
+
+    entity_type: str
+    command: str
+
+
+# --- values that cannot be kept -----------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class NotStorable(RetoldError, ValueError):
+    """{what} cannot be stored: {reason}. Nothing was written. Use a value that survives JSON, or
+    teach the store your type with Codec().add(…)."""
+
+    what: str
+    reason: str
+
+
+@dataclass(eq=False)
+class EventTooLarge(RetoldError, ValueError):
+    """{event_type} is {size} bytes of JSON, more than max_event_bytes={limit}. Nothing was
+    written. Keep large content elsewhere and store a reference to it in the event, or raise
+    max_event_bytes together with the broker's message limit."""
+
+    event_type: str
+    size: int
+    limit: int
+
+
+@dataclass(eq=False)
+class ValueTooLong(RetoldError, ValueError):
+    """The database refused a value that does not fit its column: {reason}. Nothing was written.
+    Shorten the value, or widen the column (tables made by `retold migrate` have wide ones)."""
+
+    reason: str
+
+
+# --- what the store holds -----------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class NotFound(RetoldError, LookupError):
+    """There is no {entity_type} with id {entity_id!r}. Check the id, or create it first."""
+
+    entity_type: str
+    entity_id: str
+
+
+@dataclass(eq=False)
+class EntityExists(RetoldError):
+    """{entity_type} {entity_id!r} exists already{hint}. Update it, or create with another id."""
+
+    entity_type: str
+    entity_id: str
+    hint: str = ""
+
+
+@dataclass(eq=False)
+class VersionConflict(RetoldError):
+    """{entity_type} {entity_id!r} was changed by somebody else: expected version {expected}, found
+    {actual}. Load it again and decide again."""
+
+    retriable: ClassVar[bool] = True
+    entity_type: str
+    entity_id: str
+    expected: str
+    actual: str
+
+
+@dataclass(eq=False)
+class KeyReused(RetoldError):
+    """The key {key!r} was already used on {entity_type} {entity_id!r} for the command {recorded},
+    and now comes with {command}. A key names one request: use a new key for another command."""
+
+    entity_type: str
+    entity_id: str
+    key: str
+    command: str
+    recorded: str
+
+
+@dataclass(eq=False)
+class AmbiguousTrigger(RetoldError):
+    """{entity_type} {entity_id!r} is changed twice while handling event {event_id}, so a redelivery
+    could not tell the two apart. Name them: delivery.step("fee").update(…)."""
+
+    entity_type: str
+    entity_id: str
+    event_id: str
+
+
+@dataclass(eq=False)
+class NoResult(RetoldError):
+    """The key {key!r} was handled before, so the command was not run again and has no result. Look
+    at .duplicate first; .state is the entity as it is now."""
+
+    key: str
+
+
+@dataclass(eq=False)
+class UnknownEvent(RetoldError):
+    """Event {event_id} of {entity_type} {entity_id!r} has the type {event_type!r}, which no class
+    in this process declares. Import the module that declares it, or, if it was renamed, add
+    formerly=({event_type!r},) to its new class or an @upcast({event_type!r})."""
+
+    event_id: str
+    entity_type: str
+    entity_id: str
+    event_type: str
+
+
+@dataclass(eq=False)
+class UnreadableEvent(RetoldError):
+    """Event {event_id} of {entity_type} {entity_id!r} ({event_type}) cannot be read: {reason}. If
+    the shape of the event changed, give the new shape a new name and add an
+    @upcast({event_type!r})."""
+
+    event_id: str
+    entity_type: str
+    entity_id: str
+    event_type: str
+    reason: str
+
+
+# --- the database -------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class StoreError(RetoldError):
+    """The database reported: {reason}"""
+
+    reason: str
+
+
+@dataclass(eq=False)
+class StoreUnavailable(StoreError):
+    """The database cannot be reached: {reason}. Check that it runs and that host and port are
+    right, then try again."""
+
+    retriable: ClassVar[bool] = True
+
+
+@dataclass(eq=False)
+class ConnectionLost(StoreUnavailable):
+    """The connection to the database broke: {reason}. Try again."""
+
+
+@dataclass(eq=False)
+class AccessDenied(StoreError):
+    """The database refused this user: {reason}. Check user, password and grants."""
+
+
+@dataclass(eq=False)
+class DatabaseMissing(StoreError):
+    """The database does not exist: {reason}. Create it, or correct the URL."""
+
+
+@dataclass(eq=False)
+class SchemaMissing(StoreError):
+    """retold's tables are missing or behind in this database ({reason}). Run: retold migrate
+    --database URL"""
+
+
+@dataclass(eq=False)
+class SchemaForeign(StoreError):
+    """A table named {reason} exists that retold did not make. Nothing was changed. Keep the two
+    apart with ?schema=… (PostgreSQL) or ?prefix=… in the URL."""
+
+
+@dataclass(eq=False)
+class ReadOnlyStore(StoreError):
+    """The database is read-only: {reason}. Connect to the primary, or make the file and its folder
+    writable."""
+
+
+@dataclass(eq=False)
+class StoreBusy(StoreError):
+    """Waited too long for a lock in the database: {reason}. Look for a long transaction, then try
+    again."""
+
+    retriable: ClassVar[bool] = True
+
+
+@dataclass(eq=False)
+class StoreFull(StoreError):
+    """The database cannot grow: {reason}. Nothing was written. Free space on its disk, then try
+    again."""
+
+
+@dataclass(eq=False)
+class StatementTooLarge(StoreError):
+    """The statement is larger than the server accepts: {reason}. Nothing was written. Emit fewer or
+    smaller events in one command, or raise the server's limit (MySQL: max_allowed_packet)."""
+
+
+@dataclass(eq=False)
+class StoreCorrupt(StoreError):
+    """The database file is damaged or is no database: {reason}. Restore it from a backup."""
+
+
+@dataclass(eq=False)
+class OutcomeUnknown(RetoldError):
+    """The connection broke while the change was being committed, and the database did not come back
+    to tell whether it was: {reason}. Repeat the call with once(key), or look at the entity first;
+    a blind repeat could apply the command twice."""
+
+    reason: str
+
+
+@dataclass(eq=False)
+class TransactionRolledBack(RetoldError):
+    """The database rolled the transaction back ({reason}). Run the whole transaction again;
+    store.transact(work) does that by itself."""
+
+    retriable: ClassVar[bool] = True
+    reason: str
+
+
+# --- subscriptions ------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class HandlerFailed(RetoldError):
+    """{handler} of subscription {subscription!r} failed {attempts} times on event {event_id}
+    ({event_type} of {entity_type} {entity_id!r}): {reason}. The subscription stopped before this
+    event, nothing was skipped. Mend the handler and start it again."""
+
+    subscription: str
+    handler: str
+    event_id: str
+    event_type: str
+    entity_type: str
+    entity_id: str
+    attempts: int
+    reason: str
+
+
+@dataclass(eq=False)
+class AssignmentLost(RetoldError):
+    """Another process took over subscription {subscription!r}; this one may no longer save its
+    position."""
+
+    retriable: ClassVar[bool] = True
+    subscription: str

@@ -1,0 +1,83 @@
+"""Metadata: text keys and values written with every event of a block.
+
+`with metadata(user="ann", correlation_id=request_id): accounts.update(…)`. Blocks nest; the inner
+one wins. Deliveries set `correlation_id` and `causation_id` for what their handlers write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
+
+import msgspec
+
+from retold.errors import InvalidValue
+
+MAX_BYTES = 64_000
+"""The most metadata one event may carry, in bytes of JSON."""
+
+TIME = "retold_time"
+"""Milliseconds since the epoch at which an event was written, where its id says otherwise."""
+
+_current: ContextVar[Mapping[str, str]] = ContextVar("retold_metadata")
+_NONE: Mapping[str, str] = MappingProxyType({})
+_decoder = msgspec.json.Decoder(dict[str, str], strict=False)
+
+
+@contextmanager
+def metadata(**values: str) -> Generator[None]:
+    """Every event written inside the block carries these keys.
+
+    Raises InvalidValue for a value that is not text, for keys retold keeps for itself
+    (`retold_…`) and for more than 64,000 bytes in all.
+    """
+    for key, value in values.items():
+        if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidValue(
+                f"metadata {key!r} is {type(value).__name__}; metadata holds text only, so pass "
+                "str(…) of it"
+            )
+        if key.startswith("retold_"):
+            raise InvalidValue(f"metadata {key!r}: keys that begin with retold_ are reserved")
+    merged = {**_current.get(_NONE), **values}
+    encode_metadata(merged)
+    token = _current.set(merged)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current_metadata() -> Mapping[str, str]:
+    return _current.get(_NONE)
+
+
+def encode_metadata(values: Mapping[str, str]) -> str | None:
+    """The column's text, None for no metadata."""
+    if not values:
+        return None
+    try:
+        encoded = msgspec.json.encode(values)
+    except UnicodeEncodeError as error:
+        raise InvalidValue(f"metadata is not valid Unicode: {error.reason}") from None
+    if len(encoded) > MAX_BYTES:
+        raise InvalidValue(
+            f"metadata is {len(encoded)} bytes of JSON, more than {MAX_BYTES}: keep it to ids and "
+            "short notes, and put content into the event"
+        )
+    return encoded.decode()
+
+
+def decode_metadata(text: str | None) -> dict[str, str]:
+    """Metadata of a row. Values that are no text (another writer's) come as their text."""
+    if not text:
+        return {}
+    try:
+        return _decoder.decode(text)
+    except msgspec.MsgspecError:
+        found: object = msgspec.json.decode(text)
+        if isinstance(found, dict):
+            return {str(k): v if isinstance(v, str) else str(v) for k, v in found.items()}  # pyright: ignore
+        return {"metadata": text}

@@ -1,0 +1,95 @@
+"""What differs between databases, as data: SQL texts, and one of two ways to append."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+import msgspec
+
+from retold.store.append import Append, append_in_one_statement, append_step_by_step
+from retold.store.driver import Plan
+from retold.store.url import DatabaseURL
+
+TABLES = ("events", "entities", "snapshots", "handled", "subscriptions", "retold_migrations")
+
+
+def _json_array(ids: list[str]) -> object:
+    return msgspec.json.encode(ids).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    quote: str
+    schema: str
+    append: Callable[[Mapping[str, str], Append, bool], Plan[bool]]
+    many_ids: Callable[[list[str]], object]
+
+
+_KINDS = {
+    "sqlite": _Kind('"', "'main'", append_step_by_step, _json_array),
+    "postgres": _Kind('"', "current_schema()", append_in_one_statement, list),
+    "mysql": _Kind("`", "DATABASE()", append_step_by_step, tuple),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One database's SQL. `queries` maps the names in queries.sql to texts with tables filled in.
+
+    `append` writes one change and returns whether it did: False means that nothing was written,
+    because the version, the entity or the key was not as expected. `many_ids` turns ids into the
+    one parameter that stands for them.
+    """
+
+    name: str
+    schema: str
+    prefix: str
+    tables: Mapping[str, str]
+    queries: Mapping[str, str]
+    append: Callable[[Mapping[str, str], Append, bool], Plan[bool]]
+    many_ids: Callable[[list[str]], object]
+
+    def bare(self, table: str) -> str:
+        """A table's name without schema and quotes."""
+        return self.prefix + table
+
+    def quoted(self, name: str) -> str:
+        quote = _KINDS[self.name].quote
+        return f"{quote}{self.prefix}{name}{quote}"
+
+    @property
+    def create_schema(self) -> str:
+        """The statement that makes the schema, empty where there is nothing to make."""
+        if self.name != "postgres" or not self.schema:
+            return ""
+        return f'CREATE SCHEMA IF NOT EXISTS "{self.schema}"'
+
+
+def dialect_for(url: DatabaseURL) -> Dialect:
+    kind = _KINDS[url.database_kind]
+    q = kind.quote
+    space = f"{q}{url.schema}{q}." if url.schema else ""
+    tables = {name: f"{space}{q}{url.prefix}{name}{q}" for name in TABLES}
+    names = {**tables, "schema": f"'{url.schema}'" if url.schema else kind.schema}
+    queries = {name: sql.format_map(names) for name, sql in _blocks(url.database_kind).items()}
+    return Dialect(
+        url.database_kind, url.schema, url.prefix, tables, queries, kind.append, kind.many_ids
+    )
+
+
+@cache
+def _blocks(kind: str) -> dict[str, str]:
+    """The `-- name --` blocks of a dialect's queries.sql."""
+    text = (files("retold.store") / "sql" / kind / "queries.sql").read_text("utf-8")
+    blocks: dict[str, list[str]] = {}
+    name = ""
+    for line in text.splitlines():
+        if line.startswith("-- ") and line.endswith(" --"):
+            name = line[3:-3]
+            blocks[name] = []
+        elif name and not line.startswith("--"):
+            blocks[name].append(line.strip())
+    return {name: " ".join(lines).strip() for name, lines in blocks.items()}

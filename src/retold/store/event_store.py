@@ -1,0 +1,479 @@
+"""The event store: repositories, transactions and subscriptions on one database."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Generator,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+from functools import partial
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from retold.aggregates import Aggregate, check_aggregate
+from retold.codecs import Codec
+from retold.drivers import join, join_async, open_async_driver, open_driver
+from retold.errors import RetoldError, TransactionRolledBack, UsageError, VersionConflict
+from retold.ids import EventIds, wall_clock
+from retold.store.dialects import Dialect
+from retold.store.driver import (
+    AsyncConnection,
+    Batch,
+    Connection,
+    Pause,
+    Plan,
+    Result,
+    Statement,
+    Verb,
+    adrive,
+    drive,
+)
+from retold.store.migrations import migrate, pending
+from retold.store.plans import Settings, Verbs
+from retold.store.repository import AsyncRepository, Repository
+from retold.store.url import parse_url
+
+A = TypeVar("A", bound=Aggregate)
+T = TypeVar("T")
+P = ParamSpec("P")
+
+MAX_EVENT_BYTES = 900_000
+"""Below Kafka's default message limit of 1 MB, with room for the envelope."""
+
+
+class Runnable(Protocol):
+    """What a store can run: a subscription."""
+
+    @property
+    def name(self) -> str: ...
+    def _run(self, store: EventStore, stop: threading.Event, *, drain: bool) -> int: ...
+    async def _run_async(self, store: AsyncEventStore, stop: threading.Event) -> None: ...
+
+
+def perform(run: Callable[[Plan[Any]], Any], verb: Verb[T]) -> T:
+    """Run a verb to its end, sleeping where it pauses."""
+    try:
+        step = next(verb)
+        while True:
+            try:
+                if isinstance(step, Pause):
+                    result = time.sleep(step.seconds)
+                else:
+                    result = run(step)
+            except Exception as error:
+                step = verb.throw(error)
+            else:
+                step = verb.send(result)
+    except StopIteration as done:
+        value: T = done.value
+        return value
+
+
+async def aperform(run: Callable[[Plan[Any]], Awaitable[Any]], verb: Verb[T]) -> T:
+    """The same, awaited."""
+    try:
+        step = next(verb)
+        while True:
+            try:
+                if isinstance(step, Pause):
+                    result = await asyncio.sleep(step.seconds)
+                else:
+                    result = await run(step)
+            except Exception as error:
+                step = verb.throw(error)
+            else:
+                step = verb.send(result)
+    except StopIteration as done:
+        value: T = done.value
+        return value
+
+
+class _Kept:
+    """Verbs by aggregate class, for one dialect and one way of running."""
+
+    def __init__(self, dialect: Dialect, settings: Settings, *, owned: bool) -> None:
+        self.dialect = dialect
+        self.settings = settings
+        self._owned = owned
+        self._verbs: dict[type[Aggregate], Verbs[Any]] = {}
+
+    def verbs(self, aggregate_class: type[A]) -> Verbs[A]:
+        verbs = self._verbs.get(aggregate_class)
+        if verbs is None:
+            check_aggregate(aggregate_class)
+            verbs = Verbs(aggregate_class, self.dialect, self.settings, owned=self._owned)
+            self._verbs[aggregate_class] = verbs
+        return verbs
+
+
+class _Store:
+    """What both kinds of store share."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        codec: Codec | None = None,
+        max_event_bytes: int = MAX_EVENT_BYTES,
+        retries: int = 50,
+        ids: EventIds | None = None,
+    ) -> None:
+        """
+        url: sqlite:///path, postgresql://… or mysql://…; see docs/urls.md for its options.
+        codec: teaches the store types of one's own.
+        max_event_bytes: the largest event accepted, in bytes of JSON.
+        retries: how often an update is tried again after losing to another.
+        ids: where event ids come from; for tests.
+
+        Raises InvalidURL and MissingExtra. Does no I/O.
+        """
+        self._url = parse_url(url)
+        self._settings = Settings(codec or Codec(), ids or EventIds(), max_event_bytes, retries)
+
+    @property
+    def codec(self) -> Codec:
+        return self._settings.codec
+
+    @property
+    def counts(self) -> Counter[str]:
+        """What happened so far: conflicts, retries, duplicates, reconnects, snapshots,
+        snapshot_hits, clock_skew."""
+        return self._settings.counts
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._url}>"
+
+    def _pauses(self) -> Generator[float]:
+        """Waits between the tries of a transaction, in seconds."""
+        for n in range(self._settings.retries):
+            yield random.uniform(0, 0.001 * (1 << min(n + 1, 6)))  # noqa: S311
+
+
+class EventStore(_Store):
+    """An event store for blocking code: `EventStore("sqlite:///bank.db")`.
+
+    Safe to share between threads and to use after a fork. Connections open at the first use;
+    `with store:` opens at once and closes at the end.
+    """
+
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(url, **options)
+        self._driver = open_driver(self._url)
+        self._kept = _Kept(self._driver.dialect, self._settings, owned=True)
+        self._joined = _Kept(self._driver.dialect, self._settings, owned=False)
+        self._perform = partial(perform, self._driver.run)
+
+    __init__.__doc__ = _Store.__init__.__doc__
+
+    def repository(self, aggregate_class: type[A], /) -> Repository[A]:
+        """The repository of an aggregate class; cheap, and safe to keep at module level."""
+        return Repository(self._kept.verbs(aggregate_class), self._perform)
+
+    # --- transactions ----------------------------------------------------------------------------
+
+    @contextmanager
+    def transaction(self) -> Generator[Transaction]:
+        """A transaction over several entities: all changes commit at the end of the block.
+
+        Never retried. Raises TransactionRolledBack on a deadlock ("run it again"), and
+        VersionConflict where an entity was changed meanwhile.
+        """
+        with self._driver.transaction() as connection:
+            tx = Transaction(self._joined, connection)
+            try:
+                yield tx
+            finally:
+                tx._close()  # pyright: ignore[reportPrivateUsage]
+
+    def transact(
+        self, work: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run `work(tx, …)` in a transaction; the whole of it again after a conflict or deadlock.
+
+        `work` may run several times, so it must change nothing but the store.
+        """
+        for pause in self._pauses():
+            try:
+                with self.transaction() as tx:
+                    return work(tx, *args, **kwargs)
+            except RetoldError as error:
+                if not _again(error):
+                    raise
+            time.sleep(pause)
+        with self.transaction() as tx:
+            return work(tx, *args, **kwargs)
+
+    def using(self, connection: object, /) -> Transaction:
+        """Join a transaction of yours on a connection of sqlite3, psycopg, PyMySQL or mysqlclient.
+
+        Nothing is committed, rolled back or retried here. After VersionConflict or EntityExists
+        your transaction goes on as it was.
+        """
+        return Transaction(self._joined, join(connection, self._driver.dialect))
+
+    # --- schema and upkeep -----------------------------------------------------------------------
+
+    def migrate(self) -> list[str]:
+        """Create or update the tables; the names of the steps that were applied.
+
+        Idempotent, and safe when two processes migrate at once. Raises SchemaForeign when a table
+        of one of our names was made by something else.
+        """
+        return self._driver.run(migrate(self._driver.dialect))
+
+    def pending_migrations(self) -> list[str]:
+        """The names of the steps `migrate` would apply."""
+        return self._driver.run(pending(self._driver.dialect))
+
+    def prune_handled(self, older_than: timedelta = timedelta(days=30)) -> int:
+        """Forget keys handled longer ago than this; returns how many.
+
+        A delivery or an idempotency key repeated after that would be handled again.
+        """
+        before = wall_clock() - int(older_than.total_seconds() * 1000)
+        forgotten = 0
+        while True:
+            (result,) = self._driver.run(
+                _one(Statement(self._driver.dialect.queries["forget_handled"], (before, 1000)))
+            )
+            forgotten += result.rowcount
+            if result.rowcount < 1000:
+                return forgotten
+
+    # --- subscriptions ---------------------------------------------------------------------------
+
+    def run(self, *subscriptions: Runnable, stop: threading.Event | None = None) -> None:
+        """Handle events until `stop` is set, or until Ctrl-C or SIGTERM in the main thread.
+
+        Raises HandlerFailed when a handler keeps failing; nothing is skipped.
+        """
+        run_all(self, subscriptions, stop)
+
+    def drain(self, *subscriptions: Runnable) -> int:
+        """Handle what is there and return; the number of events handled.
+
+        What the handlers themselves cause is handled too.
+        """
+        total = 0
+        while True:
+            handled = 0
+            for subscription in subscriptions:
+                handled += subscription._run(self, threading.Event(), drain=True)
+            total += handled
+            if not handled:
+                return total
+
+    # --- life ------------------------------------------------------------------------------------
+
+    def __enter__(self) -> EventStore:
+        self._driver.open()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close idle connections; the store opens new ones when it is used again."""
+        self._driver.close()
+
+
+def run_all(
+    store: EventStore, subscriptions: Sequence[Runnable], stop: threading.Event | None
+) -> None:
+    """Run each subscription in a thread of its own until one fails or all are stopped."""
+    if not subscriptions:
+        raise UsageError("run(…) needs at least one subscription")
+    ended = stop or threading.Event()
+    failures: list[BaseException] = []
+
+    def work(subscription: Runnable) -> None:
+        try:
+            subscription._run(store, ended, drain=False)
+        except BaseException as error:
+            failures.append(error)
+            ended.set()
+
+    threads = [
+        threading.Thread(target=work, args=(s,), name=f"retold {s.name}", daemon=True)
+        for s in subscriptions
+    ]
+    previous: Any = None
+    main = threading.current_thread() is threading.main_thread()
+    if main:
+        previous = signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                try:
+                    thread.join(0.2)
+                except KeyboardInterrupt:
+                    ended.set()
+    finally:
+        ended.set()
+        if main:
+            signal.signal(signal.SIGTERM, previous)
+    if failures:
+        raise failures[0]
+
+
+class Transaction:
+    """Repositories inside one transaction. Conflicts are not retried here."""
+
+    def __init__(self, kept: _Kept, connection: Connection) -> None:
+        self._kept = kept
+        self._connection: Connection | None = connection
+        self._perform = partial(perform, self._run)
+
+    def repository(self, aggregate_class: type[A], /) -> Repository[A]:
+        return Repository(self._kept.verbs(aggregate_class), self._perform)
+
+    def _run(self, plan: Plan[T]) -> T:
+        if self._connection is None:
+            raise UsageError("this transaction has ended; begin another")
+        return drive(self._connection.execute, plan)
+
+    def _close(self) -> None:
+        self._connection = None
+
+
+class AsyncEventStore(_Store):
+    """An event store for async code: the same verbs, awaited.
+
+    On PostgreSQL through psycopg's async connections; on SQLite and MySQL on a bounded pool of
+    threads. `concurrency` is the number of verbs that run at once, default 10.
+    """
+
+    def __init__(self, url: str, *, concurrency: int = 10, **options: Any) -> None:
+        super().__init__(url, **options)
+        self._options = options
+        self._text_url = url
+        self._driver = open_async_driver(self._url, concurrency)
+        self._kept = _Kept(self._driver.dialect, self._settings, owned=True)
+        self._joined = _Kept(self._driver.dialect, self._settings, owned=False)
+        self._perform = partial(aperform, self._driver.run)
+
+    def repository(self, aggregate_class: type[A], /) -> AsyncRepository[A]:
+        """As EventStore.repository."""
+        return AsyncRepository(self._kept.verbs(aggregate_class), self._perform)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[AsyncTransaction]:
+        """As EventStore.transaction."""
+        async with self._driver.transaction() as connection:
+            tx = AsyncTransaction(self._joined, connection)
+            try:
+                yield tx
+            finally:
+                tx._close()  # pyright: ignore[reportPrivateUsage]
+
+    async def transact(
+        self,
+        work: Callable[Concatenate[AsyncTransaction, P], Awaitable[T]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """As EventStore.transact; `work` is async."""
+        for pause in self._pauses():
+            try:
+                async with self.transaction() as tx:
+                    return await work(tx, *args, **kwargs)
+            except RetoldError as error:
+                if not _again(error):
+                    raise
+            await asyncio.sleep(pause)
+        async with self.transaction() as tx:
+            return await work(tx, *args, **kwargs)
+
+    def using(self, connection: object, /) -> AsyncTransaction:
+        """As EventStore.using, for psycopg's AsyncConnection."""
+        return AsyncTransaction(self._joined, join_async(connection, self._driver.dialect))
+
+    async def migrate(self) -> list[str]:
+        """As EventStore.migrate."""
+        return await self._driver.run(migrate(self._driver.dialect))
+
+    async def pending_migrations(self) -> list[str]:
+        """As EventStore.pending_migrations."""
+        return await self._driver.run(pending(self._driver.dialect))
+
+    def blocking(self) -> EventStore:
+        """A blocking store on the same database, for handlers that are plain functions."""
+        return EventStore(self._text_url, **self._options)
+
+    async def run(self, *subscriptions: Runnable, stop: threading.Event | None = None) -> None:
+        """Handle events until `stop` is set or the task is cancelled.
+
+        Handlers may be plain functions, which run in threads, or async ones.
+        """
+        ended = stop or threading.Event()
+        tasks = [asyncio.ensure_future(s._run_async(self, ended)) for s in subscriptions]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            ended.set()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    @asynccontextmanager
+    async def running(self, *subscriptions: Runnable) -> AsyncGenerator[AsyncEventStore]:
+        """Run subscriptions for the time of a block: a web framework's lifespan."""
+        stop = threading.Event()
+        task = asyncio.ensure_future(self.run(*subscriptions, stop=stop))
+        try:
+            yield self
+        finally:
+            stop.set()
+            await task
+
+    async def __aenter__(self) -> AsyncEventStore:
+        await self._driver.open()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """As EventStore.close."""
+        await self._driver.close()
+
+
+class AsyncTransaction:
+    """Repositories inside one transaction, awaited."""
+
+    def __init__(self, kept: _Kept, connection: AsyncConnection) -> None:
+        self._kept = kept
+        self._connection: AsyncConnection | None = connection
+        self._perform = partial(aperform, self._run)
+
+    def repository(self, aggregate_class: type[A], /) -> AsyncRepository[A]:
+        return AsyncRepository(self._kept.verbs(aggregate_class), self._perform)
+
+    async def _run(self, plan: Plan[T]) -> T:
+        if self._connection is None:
+            raise UsageError("this transaction has ended; begin another")
+        return await adrive(self._connection.execute, plan)
+
+    def _close(self) -> None:
+        self._connection = None
+
+
+def _one(*statements: Statement) -> Plan[Sequence[Result]]:
+    batch: Batch = statements
+    return (yield batch)
+
+
+def _again(error: RetoldError) -> bool:
+    """Whether running the whole transaction again can help."""
+    return isinstance(error, (TransactionRolledBack, VersionConflict))

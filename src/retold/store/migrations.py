@@ -1,0 +1,153 @@
+"""The schema: numbered SQL files per dialect, applied once and in order.
+
+Two processes may migrate at once; the second waits and finds nothing to do. Tables of Eventuate's
+own making are recognised and kept as they are; any other table of one of our names is refused.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+
+from retold.errors import SchemaForeign
+from retold.store.dialects import Dialect
+from retold.store.driver import Plan, Statement
+
+EVENTUATE = {
+    "events": {
+        "event_id",
+        "event_type",
+        "event_data",
+        "entity_type",
+        "entity_id",
+        "triggering_event",
+        "metadata",
+        "published",
+    },
+    "entities": {"entity_type", "entity_id", "entity_version"},
+    "snapshots": {
+        "entity_type",
+        "entity_id",
+        "entity_version",
+        "snapshot_type",
+        "snapshot_json",
+        "triggering_events",
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One numbered step. `statements` are complete, names filled in; each says which table it is
+    about."""
+
+    number: int
+    name: str
+    statements: tuple[tuple[str, str], ...]
+
+
+def migrations(dialect: Dialect, collation: str = "utf8mb4_bin") -> list[Migration]:
+    """Every step of a dialect, in order."""
+    folder = files("retold.store") / "sql" / dialect.name / "migrations"
+    steps: list[Migration] = []
+    for file in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        number, _, name = file.name.removesuffix(".sql").partition("_")
+        text = file.read_text("utf-8")
+        steps.append(
+            Migration(int(number), name, tuple(_statements(dialect, text, collation)))
+        )
+    return steps
+
+
+def _statements(dialect: Dialect, text: str, collation: str) -> Iterator[tuple[str, str]]:
+    names = {
+        **dialect.tables,
+        "events_idx": dialect.quoted("events_idx"),
+        "collation": collation,
+    }
+    sql = "\n".join(line for line in text.splitlines() if not line.startswith("--"))
+    for part in sql.split(";\n"):
+        statement = part.strip().rstrip(";")
+        if statement:
+            table = next(name for name in dialect.tables if "{" + name + "}" in statement)
+            yield table, statement.format_map(names)
+
+
+def migrate(dialect: Dialect) -> Plan[list[str]]:
+    """Bring the schema up to date; the names of the steps that were applied.
+
+    Raises SchemaForeign, before anything is changed, when a table of one of our names was made by
+    something else.
+    """
+    sql = dialect.queries
+    yield [Statement(part) for part in sql["migrations_begin"].split(";")]
+    try:
+        (flavour,) = yield [Statement(sql["collation"])]
+        steps = migrations(dialect, str(flavour.rows[0][0]))
+        applied, adopted = yield from _inspect(dialect)
+        if not applied:
+            if dialect.create_schema:
+                yield [Statement(dialect.create_schema)]
+            yield [Statement(sql["migrations_table"])]
+        done: list[str] = []
+        for step in steps:
+            if step.number in applied:
+                continue
+            yield [Statement(text) for table, text in step.statements if table not in adopted]
+            row = (step.number, step.name, int(time.time() * 1000))
+            yield [Statement(sql["migrations_record"], row)]
+            done.append(f"{step.number:04d}_{step.name}")
+    except Exception:
+        yield [Statement(sql["migrations_abort"])]
+        raise
+    yield [Statement(sql["migrations_end"])]
+    return done
+
+
+def pending(dialect: Dialect) -> Plan[list[str]]:
+    """The names of the steps not yet applied."""
+    applied, _ = yield from _inspect(dialect)
+    return [f"{m.number:04d}_{m.name}" for m in migrations(dialect) if m.number not in applied]
+
+
+def script(dialect: Dialect, collation: str) -> str:
+    """Every statement, for somebody who runs them by hand."""
+    lines = [dialect.queries["migrations_table"] + ";"]
+    if dialect.create_schema:
+        lines.insert(0, dialect.create_schema + ";")
+    for step in migrations(dialect, collation):
+        lines.append(f"-- {step.number:04d}_{step.name}")
+        lines += [text + ";" for _, text in step.statements]
+        record = f"VALUES ({step.number}, '{step.name}', 0)"
+        lines.append(dialect.queries["migrations_record"].partition("VALUES")[0] + record + ";")
+    return "\n\n".join(lines) + "\n"
+
+
+def _inspect(dialect: Dialect) -> Plan[tuple[set[int], set[str]]]:
+    """The numbers of the steps applied, and which tables Eventuate made."""
+    (result,) = yield [Statement(dialect.queries["columns"])]
+    found: dict[str, set[str]] = {}
+    for table, column in result.rows:
+        found.setdefault(str(table).lower(), set()).add(str(column).lower())
+    ours = {dialect.bare(name): name for name in dialect.tables}
+    present = {ours[table]: columns for table, columns in found.items() if table in ours}
+    if "retold_migrations" in present:
+        (rows,) = yield [Statement(dialect.queries["migrations_applied"])]
+        applied = {int(row[0]) for row in rows.rows}
+        if applied:
+            return applied, set()
+    else:
+        applied = set[int]()
+    adopted = {name for name in EVENTUATE if name in present}
+    foreign = [name for name in present if not _is_eventuate(name, present[name])]
+    if foreign and "retold_migrations" not in present:
+        raise SchemaForeign(repr(dialect.bare(foreign[0])))
+    return applied, adopted
+
+
+def _is_eventuate(name: str, columns: set[str]) -> bool:
+    return EVENTUATE.get(name, {""}) <= columns
+
+

@@ -1,0 +1,93 @@
+"""Database URLs, in the forms people already have."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from retold.errors import InvalidURL
+
+# scheme → database, client library; what stands behind a + names another tool's client
+_SCHEMES = {
+    "sqlite": ("sqlite", "sqlite3"),
+    "postgres": ("postgres", "psycopg"),
+    "postgresql": ("postgres", "psycopg"),
+    "mysql": ("mysql", "pymysql"),
+    "mariadb": ("mysql", "pymysql"),
+}
+_PORTS = {"postgres": 5432, "mysql": 3306}
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,47}")
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseURL:
+    """A parsed URL. Its repr and str never show the password."""
+
+    database_kind: str
+    client: str
+    database: str
+    host: str = ""
+    port: int = 0
+    user: str = ""
+    password: str = field(default="", repr=False)
+    schema: str = ""
+    prefix: str = ""
+    options: dict[str, str] = field(default_factory=dict[str, str])
+
+    def __str__(self) -> str:
+        if self.database_kind == "sqlite":
+            return f"sqlite:///{self.database}"
+        return f"{self.database_kind}://{self.user}@{self.host}:{self.port}/{self.database}"
+
+
+def parse_url(url: str) -> DatabaseURL:
+    """Raises InvalidURL, whose message shows the URL without its password."""
+    shown = _without_password(url)
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise InvalidURL(shown, str(error)) from None
+    scheme, _, tool = parts.scheme.partition("+")
+    if scheme not in _SCHEMES:
+        raise InvalidURL(shown, f"the scheme {parts.scheme!r} names no database retold knows")
+    kind, client = _SCHEMES[scheme]
+    if kind == "mysql" and tool == "mysqlclient" or tool == "mysqldb":
+        client = "mysqlclient"
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    schema, prefix = options.pop("schema", ""), options.pop("prefix", "")
+    for name, word in (("schema", schema), ("prefix", prefix)):
+        if word and not _WORD.fullmatch(word):
+            raise InvalidURL(shown, f"{name}={word!r} is no plain SQL name")
+    if kind == "sqlite":
+        if schema:
+            raise InvalidURL(shown, "SQLite has no schemas, use prefix=")
+        if parts.netloc:
+            raise InvalidURL(shown, "a SQLite path begins after three slashes")
+        path = unquote(parts.path)[1:]
+        if not path or path == ":memory:":
+            raise InvalidURL(
+                shown, "a store needs a file, because every connection to memory is a new database"
+            )
+        return DatabaseURL(kind, client, path, prefix=prefix, options=options)
+    database = unquote(parts.path).lstrip("/")
+    if not database:
+        raise InvalidURL(shown, "it names no database")
+    return DatabaseURL(
+        kind,
+        client,
+        database,
+        host=parts.hostname or "localhost",
+        port=port or _PORTS[kind],
+        user=unquote(parts.username or ""),
+        password=unquote(parts.password or ""),
+        schema=schema,
+        prefix=prefix,
+        options=options,
+    )
+
+
+def _without_password(url: str) -> str:
+    hidden = re.sub(r"(?<=:)[^:/@]*(?=@)|(?<=:)[^/]*(?=@)", "***", url, count=1)
+    return re.sub(r"(?i)(password|passwd|pwd|sslkey)=[^&]*", r"\1=***", hidden)
