@@ -1,0 +1,214 @@
+"""MySQL and MariaDB through PyMySQL, or through mysqlclient for mysql+mysqlclient:// URLs.
+
+A batch goes out as one packet of several statements: one network trip. Both libraries put the
+parameters into the text themselves; ours are plain strings, numbers and None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from retold.errors import (
+    AccessDenied,
+    ConnectionLost,
+    DatabaseMissing,
+    MissingExtra,
+    ReadOnlyStore,
+    RetoldError,
+    SchemaMissing,
+    StatementTooLarge,
+    StoreBusy,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+    TransactionRolledBack,
+    UsageError,
+    ValueTooLong,
+)
+from retold.store.driver import Batch, Result, Statement, UniqueViolation
+from retold.store.url import DatabaseURL
+
+_BY_NUMBER: dict[int, type[RetoldError]] = {
+    **dict.fromkeys((1044, 1045, 1142, 1143, 1227, 1698), AccessDenied),
+    **dict.fromkeys((0, 1053, 1152, 1158, 1159, 1160, 1161, 1927, 2006, 2013, 2055, 4031), ConnectionLost),
+    1049: DatabaseMissing,
+    **dict.fromkeys((1290, 1792, 1836), ReadOnlyStore),
+    **dict.fromkeys((1054, 1146), SchemaMissing),
+    **dict.fromkeys((1153, 2020), StatementTooLarge),
+    1205: StoreBusy,
+    **dict.fromkeys((3, 28, 1021, 1114), StoreFull),
+    **dict.fromkeys((1040, 1203, 2002, 2003, 2005), StoreUnavailable),
+    **dict.fromkeys((1180, 1213, 3101), TransactionRolledBack),
+    1406: ValueTooLong,
+}
+_SESSION = [
+    Statement("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"),
+    Statement(
+        "SET SESSION sql_mode = 'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,"
+        "NO_ENGINE_SUBSTITUTION', time_zone = '+00:00', innodb_lock_wait_timeout = 30, "
+        "autocommit = 1"
+    ),
+    Statement("SELECT @@max_allowed_packet"),
+]
+
+
+def connect(url: DatabaseURL) -> MySQLConnection:
+    """Raises StoreUnavailable, AccessDenied, DatabaseMissing."""
+    name = "pymysql" if url.client == "pymysql" else "MySQLdb"
+    library: Any = import_module(name)
+    options: dict[str, Any] = {
+        "host": url.host,
+        "port": url.port,
+        "user": url.user,
+        "password": url.password,
+        "database": url.database,
+        "charset": "utf8mb4",
+        "connect_timeout": int(url.options.get("connect_timeout", "10")),
+        "read_timeout": int(url.options.get("read_timeout", "60")),
+        "write_timeout": int(url.options.get("write_timeout", "60")),
+    }
+    if "unix_socket" in url.options:
+        options["unix_socket"] = url.options["unix_socket"]
+    tls = {part: url.options[f"ssl_{part}"] for part in _TLS if f"ssl_{part}" in url.options}
+    if tls:
+        options["ssl"] = tls
+    if name == "pymysql":
+        options["client_flag"] = import_module("pymysql.constants.CLIENT").MULTI_STATEMENTS
+    elif url.host == "localhost":
+        options["host"] = "127.0.0.1"  # the C client would take a socket, whatever the port says
+    try:
+        raw = library.connect(**options)
+    except library.Error as error:
+        raise translate(error) from error
+    except RuntimeError as error:
+        if "cryptography" in str(error):
+            raise MissingExtra("caching_sha2_password", "cryptography", "mysql") from error
+        raise
+    connection = MySQLConnection(raw, library)
+    try:
+        limit = connection.execute(_SESSION)[-1].rows[0][0]
+    except BaseException:
+        connection.abandon()
+        raise
+    connection.max_packet = int(limit)
+    return connection
+
+
+_TLS = ("ca", "cert", "key")
+
+
+class MySQLConnection:
+    """One connection of the store's own."""
+
+    def __init__(self, raw: Any, library: Any) -> None:
+        self._raw = raw
+        self._errors: type[Exception] = library.Error
+        self._cursor = raw.cursor()
+        self._open = False  # a transaction, as far as we know
+        self.max_packet = 1 << 30
+
+    def execute(self, batch: Batch) -> Sequence[Result]:
+        cursor = self._cursor
+        try:
+            if len(batch) == 1:
+                sql, params = batch[0]
+                text = cursor.mogrify(sql, params) if params else sql
+            else:
+                text = ";".join(
+                    _text(cursor.mogrify(sql, params)) if params else sql for sql, params in batch
+                )
+            # compared in characters first: the exact size costs an encoding
+            if len(text) * 4 >= self.max_packet and len(_bytes(text)) + 1 >= self.max_packet:
+                raise StatementTooLarge(
+                    f"{len(_bytes(text))} bytes, max_allowed_packet is {self.max_packet}"
+                )
+            cursor.execute(text)
+            results = [Result(cursor.fetchall(), cursor.rowcount)]
+            while len(results) < len(batch):
+                cursor.nextset()
+                results.append(Result(cursor.fetchall(), cursor.rowcount))
+        except self._errors as error:
+            self._open = True  # perhaps: what of the packet ran before the error is not told
+            raise translate(error) from error
+        if batch[0].sql == "START TRANSACTION":
+            self._open = True
+        if batch[-1].sql in ("COMMIT", "ROLLBACK"):
+            self._open = False
+        return results
+
+    def begin(self) -> None:
+        self.execute([Statement("START TRANSACTION")])
+
+    def commit(self) -> None:
+        self.execute([Statement("COMMIT")])
+
+    def reset(self) -> bool:
+        if not self._open:
+            return True
+        try:
+            # An error in the middle of a packet leaves results unread and the COMMIT not run.
+            self._drop_results()
+            self._raw.rollback()
+        except self._errors:
+            return False
+        self._open = False
+        return True
+
+    def _drop_results(self) -> None:
+        while self._cursor.nextset():
+            pass
+
+    def close(self) -> None:
+        try:
+            self._raw.close()
+        except self._errors:
+            pass  # closed already
+
+    def abandon(self) -> None:
+        self.close()
+
+
+class JoinedMySQL:
+    """The user's connection, inside the user's transaction."""
+
+    def __init__(self, raw: Any) -> None:
+        self._library: Any = import_module(type(raw).__module__.partition(".")[0])
+        if raw.get_autocommit():
+            raise UsageError(
+                "using(connection) needs a transaction of yours, and this connection commits every "
+                "statement: connection.autocommit(False)"
+            )
+        self._raw = raw
+        self._plain_cursor: Any = import_module(f"{self._library.__name__}.cursors").Cursor
+
+    def execute(self, batch: Batch) -> Sequence[Result]:
+        results: list[Result] = []
+        try:
+            cursor = self._raw.cursor(self._plain_cursor)
+            for sql, params in batch:
+                cursor.execute(sql, params or None)
+                results.append(Result(cursor.fetchall(), cursor.rowcount))
+            cursor.close()
+        except self._library.Error as error:
+            raise translate(error) from error
+        return results
+
+
+def _text(sql: str | bytes) -> str:
+    return sql.decode() if isinstance(sql, bytes) else sql
+
+
+def _bytes(sql: str | bytes) -> bytes:
+    return sql.encode() if isinstance(sql, str) else sql
+
+
+def translate(error: Exception) -> RetoldError:
+    """retold's error for one of a MySQL client's, told by its number."""
+    number = error.args[0] if error.args and isinstance(error.args[0], int) else -1
+    message = f"{number}, {error.args[1]}" if len(error.args) > 1 else str(error)
+    if number == 1062:
+        return UniqueViolation()
+    kind = _BY_NUMBER.get(number, StoreError)
+    return kind(message)  # type: ignore[call-arg]

@@ -1,0 +1,303 @@
+"""PostgreSQL through psycopg 3, blocking and async.
+
+Behind a pooler in transaction mode the server changes between statements, so nothing may be kept in
+the session: there, statements are not prepared and no setting is made. A pooler is recognised by
+the process id it hands out, which is not the server's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, LiteralString, cast
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+
+from retold.errors import (
+    AccessDenied,
+    ConnectionLost,
+    DatabaseMissing,
+    ReadOnlyStore,
+    RetoldError,
+    SchemaMissing,
+    StatementTooLarge,
+    StoreBusy,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+    TransactionRolledBack,
+    UsageError,
+    ValueTooLong,
+)
+from retold.store.driver import Batch, Result, UniqueViolation
+from retold.store.url import DatabaseURL
+
+_BY_STATE: dict[str, type[RetoldError]] = {
+    "22001": ValueTooLong,
+    "25006": ReadOnlyStore,
+    "25P02": TransactionRolledBack,
+    "28000": AccessDenied,
+    "28P01": AccessDenied,
+    "3D000": DatabaseMissing,
+    "3F000": SchemaMissing,
+    "40001": TransactionRolledBack,
+    "40P01": TransactionRolledBack,
+    "42501": AccessDenied,
+    "42703": SchemaMissing,
+    "42P01": SchemaMissing,
+    "53100": StoreFull,
+    "53300": StoreUnavailable,
+    "54000": StatementTooLarge,
+    "55P03": StoreBusy,
+    "57014": StoreBusy,
+    "57P01": ConnectionLost,
+    "57P02": ConnectionLost,
+    "57P03": StoreUnavailable,
+    "57P05": ConnectionLost,
+}
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
+_SESSION = """
+    SELECT pg_backend_pid(),
+           set_config('lock_timeout', '30s', false),
+           set_config('default_transaction_isolation', 'read committed', false)
+    WHERE pg_backend_pid() = %s
+"""
+_DONE = Result((), -1)
+
+
+def _conninfo(url: DatabaseURL) -> dict[str, Any]:
+    return {
+        "connect_timeout": 10,
+        "application_name": "retold",
+        **url.options,
+        "host": url.options.get("host", url.host),
+        "port": url.port,
+        "user": url.user or None,
+        "password": url.password or None,
+        "dbname": url.database,
+        "client_encoding": "utf8",
+        "autocommit": True,
+        "row_factory": tuple_row,
+    }
+
+
+def connect(url: DatabaseURL) -> PostgresConnection:
+    """Raises StoreUnavailable, AccessDenied, DatabaseMissing."""
+    try:
+        raw = psycopg.connect(**_conninfo(url))
+        direct = raw.execute(_SESSION, (raw.info.backend_pid,)).fetchone() is not None
+    except psycopg.Error as error:
+        raise translate(error, connecting=True) from error
+    raw.prepare_threshold = 1 if direct else None
+    return PostgresConnection(raw, direct)
+
+
+async def connect_async(url: DatabaseURL) -> AsyncPostgresConnection:
+    """The same, awaited."""
+    try:
+        raw = await psycopg.AsyncConnection.connect(**_conninfo(url))
+        session = await raw.execute(_SESSION, (raw.info.backend_pid,))
+        direct = await session.fetchone() is not None
+    except psycopg.Error as error:
+        raise translate(error, connecting=True) from error
+    raw.prepare_threshold = 1 if direct else None
+    return AsyncPostgresConnection(raw, direct)
+
+
+class PostgresConnection:
+    """One connection of the store's own."""
+
+    def __init__(self, raw: psycopg.Connection[tuple[Any, ...]], direct: bool) -> None:
+        self._raw = raw
+        self._cursor = raw.cursor()
+        self._pipelines = direct and psycopg.Pipeline.is_supported()
+
+    def execute(self, batch: Batch) -> Sequence[Result]:
+        try:
+            if len(batch) == 1:
+                sql, params = batch[0]
+                cursor = self._cursor.execute(_literal(sql), params or None)
+                if cursor.description is not None:
+                    return (Result(cursor.fetchall(), cursor.rowcount),)
+                return (Result((), cursor.rowcount),)
+            if not self._pipelines:
+                return [self.execute([statement])[0] for statement in batch]
+            with self._raw.pipeline():
+                cursors = [self._raw.execute(_literal(sql), params or None) for sql, params in batch]
+            return [
+                Result(c.fetchall() if c.description is not None else (), c.rowcount)
+                for c in cursors
+            ]
+        except psycopg.Error as error:
+            raise translate(error, broken=self._raw.closed) from error
+
+    def begin(self) -> None:
+        self._one(_BEGIN)
+
+    def commit(self) -> None:
+        self._one("COMMIT")
+
+    def _one(self, sql: LiteralString) -> None:
+        try:
+            self._raw.execute(sql)
+        except psycopg.Error as error:
+            raise translate(error, broken=self._raw.closed) from error
+
+    def reset(self) -> bool:
+        try:
+            if self._raw.info.transaction_status != TransactionStatus.IDLE:
+                self._raw.execute("ROLLBACK")
+        except psycopg.Error:
+            return False
+        return not self._raw.closed
+
+    def close(self) -> None:
+        self._raw.close()
+
+    def abandon(self) -> None:
+        self._raw.close()
+
+
+class AsyncPostgresConnection:
+    """The same, awaited."""
+
+    def __init__(self, raw: psycopg.AsyncConnection[tuple[Any, ...]], direct: bool) -> None:
+        self._raw = raw
+        self._cursor = raw.cursor()
+        self._pipelines = direct and psycopg.AsyncPipeline.is_supported()
+
+    async def execute(self, batch: Batch) -> Sequence[Result]:
+        try:
+            if len(batch) == 1:
+                sql, params = batch[0]
+                cursor = await self._cursor.execute(_literal(sql), params or None)
+                if cursor.description is not None:
+                    return (Result(await cursor.fetchall(), cursor.rowcount),)
+                return (Result((), cursor.rowcount),)
+            if not self._pipelines:
+                return [(await self.execute([statement]))[0] for statement in batch]
+            async with self._raw.pipeline():
+                cursors = [
+                    await self._raw.execute(_literal(sql), params or None) for sql, params in batch
+                ]
+            return [
+                Result(await c.fetchall() if c.description is not None else (), c.rowcount)
+                for c in cursors
+            ]
+        except psycopg.Error as error:
+            raise translate(error, broken=self._raw.closed) from error
+
+    async def begin(self) -> None:
+        await self._one(_BEGIN)
+
+    async def commit(self) -> None:
+        await self._one("COMMIT")
+
+    async def _one(self, sql: LiteralString) -> None:
+        try:
+            await self._raw.execute(sql)
+        except psycopg.Error as error:
+            raise translate(error, broken=self._raw.closed) from error
+
+    async def reset(self) -> bool:
+        try:
+            if self._raw.info.transaction_status != TransactionStatus.IDLE:
+                await self._raw.execute("ROLLBACK")
+        except psycopg.Error:
+            return False
+        return not self._raw.closed
+
+    async def close(self) -> None:
+        await self._raw.close()
+
+    def abandon(self) -> None:
+        # Closed without awaiting: the loop it belongs to may be gone, or this task cancelled.
+        self._raw.pgconn.finish()
+
+
+class JoinedPostgres:
+    """The user's connection, inside the user's transaction."""
+
+    def __init__(self, raw: psycopg.Connection[Any]) -> None:
+        _check_joinable(raw)
+        self._raw = raw
+
+    def execute(self, batch: Batch) -> Sequence[Result]:
+        results: list[Result] = []
+        try:
+            with self._raw.cursor(row_factory=tuple_row) as cursor:
+                for sql, params in batch:
+                    cursor.execute(_literal(sql), params or None)
+                    rows = cursor.fetchall() if cursor.description is not None else ()
+                    results.append(Result(rows, cursor.rowcount))
+        except psycopg.Error as error:
+            raise translate(error, broken=self._raw.closed) from error
+        return results
+
+
+class JoinedAsyncPostgres:
+    """The same, awaited."""
+
+    def __init__(self, raw: psycopg.AsyncConnection[Any]) -> None:
+        _check_joinable(raw)
+        self._raw = raw
+
+    async def execute(self, batch: Batch) -> Sequence[Result]:
+        results: list[Result] = []
+        try:
+            async with self._raw.cursor(row_factory=tuple_row) as cursor:
+                for sql, params in batch:
+                    await cursor.execute(_literal(sql), params or None)
+                    rows = await cursor.fetchall() if cursor.description is not None else ()
+                    results.append(Result(rows, cursor.rowcount))
+        except psycopg.Error as error:
+            raise translate(error, broken=self._raw.closed) from error
+        return results
+
+
+def _check_joinable(raw: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+    if raw.autocommit and raw.info.transaction_status == TransactionStatus.IDLE:
+        raise UsageError(
+            "using(connection) needs a transaction of yours: open one with connection.transaction()"
+        )
+
+
+def _literal(sql: str) -> LiteralString:
+    # The text comes from queries.sql, never from a caller.
+    return cast("LiteralString", sql)
+
+
+def translate(
+    error: Exception, *, connecting: bool = False, broken: bool = False
+) -> RetoldError:
+    """retold's error for one of psycopg's, or of any client whose errors carry a SQLSTATE."""
+    state = _sqlstate(error)
+    message = str(error).strip().replace("\n", " ")
+    if state == "23505":
+        return UniqueViolation()
+    if state in _BY_STATE:
+        return _BY_STATE[state](message)  # type: ignore[call-arg]
+    if broken or (state or "").startswith("08"):
+        return ConnectionLost(message)
+    if connecting:
+        for sign, kind in _SIGNS.items():
+            if sign in message:
+                return kind(message)
+        return StoreUnavailable(message)
+    return StoreError(message)
+
+
+def _sqlstate(error: Exception) -> str | None:
+    state: str | None = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    return state
+
+
+# While connecting, libpq tells by its message alone.
+_SIGNS: Mapping[str, type[StoreError]] = {
+    "password authentication failed": AccessDenied,
+    "no pg_hba.conf entry": AccessDenied,
+    "no password supplied": AccessDenied,
+    "role ": AccessDenied,
+    "database ": DatabaseMissing,
+}
