@@ -74,7 +74,8 @@ unpack() {
   say "$name: $artifact"
   mkdir -p "$cache"
   scratch=$(mktemp -d "$cache/unpack.XXXXXX")
-  mvn -B -q dependency:copy -Dartifact="$artifact" -DoutputDirectory="$scratch" >"$scratch/log" ||
+  mvn -B -q dependency:copy -Dartifact="$artifact" -DoutputDirectory="$scratch" \
+      >"$scratch/log" 2>&1 ||
     { cat "$scratch/log" >&2; die "Maven could not fetch $artifact"; }
   "$PYTHON" -m zipfile -e "$scratch"/*.jar "$scratch/jar"
   mkdir "$scratch/server"
