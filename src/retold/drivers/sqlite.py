@@ -100,7 +100,7 @@ class SqliteConnection:
                 cached_statements=256,
             )
         except sqlite3.Error as error:
-            raise _translate(error, url.database) from error
+            raise translate(error, url.database) from error
         self._path = url.database
         try:
             self._execute("PRAGMA synchronous = " + synchronous)
@@ -148,7 +148,7 @@ class SqliteConnection:
                 return self._raw.execute(sql, params)  # type: ignore[arg-type] # pyright: ignore
             except sqlite3.Error as repeated:
                 error = repeated
-        raise _translate(error, self._path) from error
+        raise translate(error, self._path) from error
 
     def begin(self) -> None:
         if not self._bell.writing.acquire(timeout=self._timeout):
@@ -223,7 +223,7 @@ class JoinedSqlite:
                 rows = cursor.fetchall() if cursor.description is not None else ()
                 results.append(Result(rows, cursor.rowcount))
         except sqlite3.Error as error:
-            raise _translate(error, "the connection") from error
+            raise translate(error, "the connection") from error
         return results
 
 
@@ -232,7 +232,7 @@ def _is_busy(error: sqlite3.Error) -> bool:
     return code != _BUSY_SNAPSHOT and code & 0xFF in (_BUSY, _LOCKED)
 
 
-def _translate(error: sqlite3.Error, path: str) -> RetoldError:
+def translate(error: sqlite3.Error, path: str = "the database") -> RetoldError:
     code: int = getattr(error, "sqlite_errorcode", 0)
     message = f"{path}: {error}"
     if code in _UNIQUE:
