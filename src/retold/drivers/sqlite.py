@@ -80,6 +80,11 @@ def doorbell(path: str) -> Doorbell:
         return _doorbells.setdefault(key, Doorbell())
 
 
+def listen(path: str, event: threading.Event) -> None:
+    """Set `event` at every commit of this process on a file, for as long as the event lives."""
+    doorbell(path).listeners.add(event)
+
+
 class SqliteConnection:
     """One connection of the store's own."""
 
@@ -233,6 +238,7 @@ def _is_busy(error: sqlite3.Error) -> bool:
 
 
 def translate(error: sqlite3.Error, path: str = "the database") -> RetoldError:
+    """retold's error for one of sqlite3's."""
     code: int = getattr(error, "sqlite_errorcode", 0)
     message = f"{path}: {error}"
     if code in _UNIQUE:

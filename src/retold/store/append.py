@@ -8,8 +8,10 @@ commits is the order of versions. Everything else is written only where it succe
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
+from retold.errors import RetoldError
 from retold.store.driver import Plan, Statement, UniqueViolation
 
 
@@ -95,6 +97,13 @@ def append_step_by_step(queries: Mapping[str, str], change: Append, owned: bool)
             return True
     except UniqueViolation:
         pass  # the entity, the key or (once in many lifetimes) the event id exists
+    except Exception:
+        if not owned:
+            # The caller may catch this and commit: a version without its events must not stay.
+            # Where the whole transaction is gone, so is the savepoint.
+            with suppress(RetoldError):
+                yield [rollback]
+        raise
     yield [rollback]
     return False
 
