@@ -21,15 +21,19 @@ from retold.recorded import Recorded
 from retold.snapshots import every
 from retold.store.event_store import AsyncEventStore, AsyncTransaction, EventStore, Transaction
 from retold.store.repository import AsyncRepository, Repository
+from retold.subscriptions.delivery import AsyncDelivery, Delivery
+from retold.subscriptions.subscription import Subscription
 from retold.upcasting import Raw, upcast
 
 __all__ = [
     "Aggregate",
+    "AsyncDelivery",
     "AsyncEventStore",
     "AsyncRepository",
     "AsyncTransaction",
     "Changed",
     "Codec",
+    "Delivery",
     "Entity",
     "EntityExists",
     "Event",
@@ -43,6 +47,7 @@ __all__ = [
     "Repository",
     "RetoldError",
     "StoreUnavailable",
+    "Subscription",
     "Transaction",
     "TransactionRolledBack",
     "UnknownEvent",

@@ -40,7 +40,8 @@ def open_driver(url: DatabaseURL) -> BlockingDriver:
     module = _driver_module(url)
     dialect = dialect_for(url)
     if url.database_kind == "sqlite":
-        return BlockingDriver(dialect, partial(_sqlite, module, url, dialect))
+        connect = partial(_sqlite, module, url, dialect)
+        return BlockingDriver(dialect, connect, partial(module.listen, url.database))
     return BlockingDriver(dialect, partial(module.connect, url))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
+import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -78,14 +79,25 @@ class FreeList(Generic[C]):
 class BlockingDriver:
     """The Driver port over connections that block."""
 
-    def __init__(self, dialect: Dialect, connect: Callable[[], OwnConnection]) -> None:
+    def __init__(
+        self,
+        dialect: Dialect,
+        connect: Callable[[], OwnConnection],
+        listen: Callable[[threading.Event], None] | None = None,
+    ) -> None:
         self._dialect = dialect
         self._connect = connect
+        self._listen = listen
         self._free: FreeList[OwnConnection] = FreeList()
 
     @property
     def dialect(self) -> Dialect:
         return self._dialect
+
+    def listen(self, event: threading.Event) -> None:
+        """Set `event` at every commit of this process, where the driver can tell."""
+        if self._listen is not None:
+            self._listen(event)
 
     def open(self) -> None:
         self._free.give(self._free.take() or self._connect())

@@ -25,6 +25,7 @@ from retold.codecs import Codec
 from retold.drivers import join, join_async, open_async_driver, open_driver
 from retold.errors import RetoldError, TransactionRolledBack, UsageError, VersionConflict
 from retold.ids import EventIds, wall_clock
+from retold.store.connections import BlockingDriver
 from retold.store.dialects import Dialect
 from retold.store.driver import (
     AsyncConnection,
@@ -174,6 +175,11 @@ class EventStore(_Store):
         self._perform = partial(perform, self._driver.run)
 
     __init__.__doc__ = _Store.__init__.__doc__
+
+    @property
+    def driver(self) -> BlockingDriver:
+        """The connection to the database, for what is built upon the store."""
+        return self._driver
 
     def repository(self, aggregate_class: type[A], /) -> Repository[A]:
         """The repository of an aggregate class; cheap, and safe to keep at module level."""

@@ -131,3 +131,42 @@ SELECT number FROM {retold_migrations}
 
 -- migrations_record --
 INSERT INTO {retold_migrations} (number, name, applied_at) VALUES (?, ?, ?)
+
+-- log_end --
+SELECT COALESCE(max(position), 0) FROM {events}
+
+-- log_read --
+-- The unary plus keeps the planner on `position`, the order wanted.
+SELECT position, event_id, event_type, event_data, entity_type, entity_id, metadata FROM {events}
+WHERE position > ? AND position <= ?
+AND +entity_type IN (SELECT value FROM json_each(?))
+AND +event_type IN (SELECT value FROM json_each(?))
+ORDER BY position
+LIMIT ?
+
+-- log_position_at --
+SELECT COALESCE(min(position) - 1, (SELECT COALESCE(max(position), 0) FROM {events}))
+FROM {events} WHERE event_id >= ?
+
+-- subscription_begin --
+INSERT INTO {subscriptions} (name, partition, position, owner, lease_until)
+VALUES (?, ?, ?, NULL, 0)
+ON CONFLICT DO NOTHING
+
+-- subscription --
+SELECT position, owner, lease_until FROM {subscriptions} WHERE name = ? AND partition = ?
+
+-- subscription_claim --
+UPDATE {subscriptions} SET owner = ?, lease_until = ?
+WHERE name = ? AND partition = ? AND owner IS ? AND lease_until = ?
+
+-- subscription_renew --
+UPDATE {subscriptions} SET lease_until = ? WHERE name = ? AND partition = ? AND owner = ?
+
+-- subscription_save --
+UPDATE {subscriptions} SET position = ?, lease_until = ?
+WHERE name = ? AND partition = ? AND owner = ?
+
+-- subscription_release --
+UPDATE {subscriptions} SET owner = NULL, lease_until = 0
+WHERE name = ? AND partition = ? AND owner = ?

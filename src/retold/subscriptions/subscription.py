@@ -1,0 +1,158 @@
+"""Subscriptions: a name, and a handler for each event it wants."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
+
+from retold.aggregates import Aggregate, appliers_of
+from retold.brokers.database import DatabaseConsumer, Start
+from retold.errors import DefinitionError, InvalidValue, UsageError
+from retold.events import Event, event_name
+from retold.registry import check_name, full_name
+from retold.subscriptions.delivery import AsyncDelivery, Delivery
+from retold.subscriptions.dispatcher import Dispatcher, Handler
+from retold.upcasting import upcast_names
+
+if TYPE_CHECKING:
+    from retold.store.event_store import AsyncEventStore, EventStore
+
+E = TypeVar("E", bound=Event)
+
+_MAX_NAME = 100  # a delivery's key holds the name, an event id and a step in 255 characters
+
+
+class Register(Protocol, Generic[E]):
+    """What `on` returns: a plain function gets Delivery, an async one AsyncDelivery."""
+
+    @overload
+    def __call__(
+        self, handler: Callable[[Delivery[E]], None], /
+    ) -> Callable[[Delivery[E]], None]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[AsyncDelivery[E]], Awaitable[None]], /
+    ) -> Callable[[AsyncDelivery[E]], Awaitable[None]]: ...
+
+
+class Subscription:
+    """Handles events in order for each entity, each once in effect.
+
+    name: where its position and its keys are kept; two programs with one name share the work.
+    start: where a new subscription begins: "beginning", "now", or an aware datetime.
+    attempts: how often a handler is tried before the subscription stops at its event.
+    """
+
+    def __init__(self, name: str, *, start: Start = "beginning", attempts: int = 5) -> None:
+        if len(check_name("a subscription", name)) > _MAX_NAME:
+            raise InvalidValue(f"a subscription's name has at most {_MAX_NAME} characters")
+        if attempts < 1:
+            raise InvalidValue("attempts: a handler is tried at least once")
+        self.name = name
+        self._start: Start = start
+        self._attempts = attempts
+        self._handlers: list[tuple[type[Event], str | None, Handler]] = []
+
+    def on(
+        self, event_class: type[E], /, *, of: str | type[Aggregate] | None = None
+    ) -> Register[E]:
+        """Register the handler of an event of one entity type.
+
+        of: the entity type, by name or class. Without it, the one aggregate of this process that
+        applies the event. Raises DefinitionError for a second handler of the same event; none or
+        several such aggregates are an error when the subscription starts.
+        """
+        if not (isinstance(event_class, type) and issubclass(event_class, Event)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"on(…) takes an Event class, not {event_class!r}")
+        topic = of if of is None or isinstance(of, str) else of.__entity_type__
+
+        def register(handler: Any) -> Any:
+            for known, known_topic, _ in self._handlers:
+                if known is event_class and known_topic == topic:
+                    raise DefinitionError(
+                        f"subscription {self.name!r} has two handlers for {event_name(event_class)}"
+                    )
+            self._handlers.append((event_class, topic, handler))
+            return handler
+
+        return register
+
+    def _routes(self) -> dict[tuple[str, type[Event]], Handler]:
+        """(entity type, event class) → handler."""
+        if not self._handlers:
+            raise DefinitionError(f"subscription {self.name!r} has no handlers: use @….on(Event)")
+        routes: dict[tuple[str, type[Event]], Handler] = {}
+        for event_class, topic, handler in self._handlers:
+            route = (topic or self._only_applier(event_class), event_class)
+            if route in routes:
+                raise DefinitionError(
+                    f"subscription {self.name!r} has two handlers for {event_name(event_class)} "
+                    f"of {route[0]}"
+                )
+            routes[route] = handler
+        return routes
+
+    def _only_applier(self, event_class: type[Event]) -> str:
+        found = appliers_of(event_class)
+        if len(found) == 1:
+            return found[0].__entity_type__
+        listed = ", ".join(full_name(cls) for cls in found) or "no aggregate of this process does"
+        raise DefinitionError(
+            f"subscription {self.name!r}: which entities' {event_name(event_class)} is meant? "
+            f"Say on(…, of=…). Aggregates that apply it: {listed}"
+        )
+
+    def _run(
+        self,
+        store: EventStore,
+        stop: threading.Event,
+        *,
+        drain: bool,
+        loop: tuple[asyncio.AbstractEventLoop, AsyncEventStore] | None = None,
+    ) -> int:
+        """Handle messages until stopped, or with `drain` until there are none; returns how many."""
+        routes = self._routes()
+        if loop is None:
+            for handler in routes.values():
+                if inspect.iscoroutinefunction(handler):
+                    raise UsageError(
+                        f"{full_name_of(handler)} is async, so it needs an AsyncEventStore"
+                    )
+        types = {name for _, cls in routes for name in stored_names(cls)} | set(upcast_names())
+        consumer = DatabaseConsumer(
+            store.driver, self.name, sorted({t for t, _ in routes}), sorted(types), self._start
+        )
+        dispatcher = Dispatcher(self.name, routes, store, self._attempts, loop)
+        try:
+            return dispatcher.consume(consumer, stop, drain=drain)
+        finally:
+            consumer.close()
+
+    async def _run_async(self, store: AsyncEventStore, stop: threading.Event) -> None:
+        """The same loop in a thread; async handlers run on this event loop."""
+        blocking = store.blocking()
+        loop = asyncio.get_running_loop()
+        running = asyncio.ensure_future(
+            asyncio.to_thread(self._run, blocking, stop, drain=False, loop=(loop, store))
+        )
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            stop.set()
+            await running
+            raise
+        finally:
+            blocking.close()
+
+
+def stored_names(event_class: type[Event]) -> tuple[str, ...]:
+    """Every name an event class is stored under, old ones included."""
+    names: tuple[str, ...] = event_class.__event_names__  # type: ignore[attr-defined] # pyright: ignore
+    return names
+
+
+def full_name_of(handler: Handler) -> str:
+    return f"{handler.__module__}.{getattr(handler, '__qualname__', repr(handler))}"
