@@ -59,7 +59,9 @@ def append_step_by_step(queries: Mapping[str, str], change: Append, owned: bool)
     around = "" if owned else "joined_"
     begin = Statement(queries[around + "begin"])
     commit = Statement(queries[around + "commit"])
-    rollback = Statement(queries[around + "rollback"])
+    rollback = [Statement(queries[around + "rollback"])]
+    if not owned:
+        rollback.append(commit)  # a savepoint outlives the return to it
     rows: list[Statement] = []
     if change.handled is not None:
         rows.append(Statement(queries["insert_handled"], _handled_row(change, change.handled)))
@@ -102,9 +104,9 @@ def append_step_by_step(queries: Mapping[str, str], change: Append, owned: bool)
             # The caller may catch this and commit: a version without its events must not stay.
             # Where the whole transaction is gone, so is the savepoint.
             with suppress(RetoldError):
-                yield [rollback]
+                yield rollback
         raise
-    yield [rollback]
+    yield rollback
     return False
 
 
