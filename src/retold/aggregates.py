@@ -21,13 +21,11 @@ from typing import (
 
 import msgspec
 
-from retold.codecs import Codec
-from retold.errors import DefinitionError, NoApplier, UsageError
+from retold.errors import DefinitionError, NoApplier, RetoldError, UsageError
 from retold.events import Event, event_classes, event_name
-from retold.personal import masked
+from retold.personal import masked, shown
 from retold.recorded import read_events
-from retold.registry import Names, check_name, full_name
-from retold.snapshots import SnapshotStrategy
+from retold.registry import Names, check_name
 from retold.upcasting import is_upcast
 
 A = TypeVar("A", bound="Aggregate")
@@ -51,6 +49,9 @@ class Binding:
 if TYPE_CHECKING:
     from typing import dataclass_transform
 
+    from retold.codecs import Codec
+    from retold.snapshots import SnapshotStrategy
+
     @dataclass_transform(kw_only_default=True, field_specifiers=(msgspec.field,))
     class Aggregate:
         """An entity's state and rules: `class Account(Aggregate, name="bank.Account")`.
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
         __ignores__: ClassVar[frozenset[type[Event]]]
         __snapshots__: ClassVar[SnapshotStrategy | None]
         __snapshot_version__: ClassVar[int]
+        __struct_fields__: ClassVar[tuple[str, ...]]
 
         def __init_subclass__(
             cls,
@@ -175,6 +177,8 @@ else:
             applier = self.__appliers__.get(type(event))
             if applier is not None:
                 applier(self, event)
+            elif not isinstance(event, Event):
+                raise UsageError(f"emit takes an event, not {event!r}")
             elif type(event) not in self.__ignores__:
                 raise NoApplier(self.__entity_type__, event_name(event))
             bound.emitted.append(event)
@@ -191,7 +195,7 @@ else:
             return masked(self)
 
         def __rich_repr__(self):
-            yield repr(self)
+            yield from shown(self)
 
 
 aggregate_classes: Names[Aggregate] = Names("aggregate")
@@ -217,7 +221,9 @@ def _annotated_events(cls_name: str, method: Callable[..., object]) -> tuple[typ
 
 
 @overload
-def applies(*event_classes: type[E]) -> Callable[[Callable[[S, E], None]], Callable[[S, E], None]]: ...
+def applies(
+    *event_classes: type[E],
+) -> Callable[[Callable[[S, E], None]], Callable[[S, E], None]]: ...
 @overload
 def applies(method: Callable[[S, E], None], /) -> Callable[[S, E], None]: ...
 def applies(*marked: Any) -> Any:
@@ -239,8 +245,7 @@ def applies(*marked: Any) -> Any:
 
 def state_fields(cls: type[Aggregate]) -> tuple[str, ...]:
     """The declared fields of a state."""
-    fields: tuple[str, ...] = cls.__struct_fields__  # type: ignore[attr-defined] # pyright: ignore
-    return fields[1:] if fields[0] == "_bound" else tuple(f for f in fields if f != "_bound")
+    return tuple(name for name in cls.__struct_fields__ if name != "_bound")
 
 
 Rows = Iterable[Sequence[Any]]
@@ -269,8 +274,7 @@ class Replay(Generic[A]):
         bound = state._bound  # pyright: ignore[reportPrivateUsage]
         bound.replaying = True
         steps = self._steps
-        event_id: str | None = None
-        name = data = ""
+        event_id = name = data = ""
         try:
             for event_id, name, data in rows:
                 step = steps.get(name)
@@ -278,13 +282,15 @@ class Replay(Generic[A]):
                     step[1](state, step[0](data))
                 else:
                     self._first_of_its_name(state, event_id, name, data)
-        except msgspec.MsgspecError:
-            # read again, slowly, for the error that names the row
-            read_events(self._codec, self.entity_type, bound.id, str(event_id), name, data)
+        except RetoldError:
+            raise
+        except Exception:
+            # Read again, slowly, for the error that names the row; an applier's own error stays.
+            read_events(self._codec, self.entity_type, bound.id, event_id, name, data)
             raise
         finally:
             bound.replaying = False
-        return event_id
+        return event_id or None
 
     def _first_of_its_name(self, state: A, event_id: str, name: str, data: str) -> None:
         """Apply an event the slow way, and remember the fast way where there is one."""
@@ -319,5 +325,3 @@ def appliers_of(event_class: type[Event]) -> tuple[type[Aggregate], ...]:
         for cls in aggregate_classes
         if event_class in cls.__appliers__ or event_class in cls.__ignores__
     )
-
-

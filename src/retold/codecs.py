@@ -6,14 +6,18 @@ loaded. msgspec does the work; `Codec().add(…)` teaches it one's own types.
 
 from __future__ import annotations
 
+import re
 import weakref
-from collections.abc import Callable
-from datetime import datetime
-from typing import Any, TypeVar, cast
+from dataclasses import is_dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 
-from retold.errors import NotStorable
+from retold.errors import DefinitionError, NotStorable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 T = TypeVar("T")
 
@@ -21,9 +25,10 @@ _REFUSALS = (
     msgspec.MsgspecError,
     TypeError,
     ValueError,  # UnicodeEncodeError (a lone surrogate) is one
-    OverflowError,
+    ArithmeticError,  # a signalling NaN, a datetime beyond the calendar
     RecursionError,
 )
+_JSON_PATH = re.compile(r"`\$\.([^.`\[]+)")
 
 
 class Codec:
@@ -44,7 +49,13 @@ class Codec:
 
         `encode` returns anything JSON has (or another type the codec knows), `decode` gets that
         back. Values are compared with `==` after a round trip, so the type needs an `__eq__`.
+        Raises DefinitionError for a type that has a JSON form already (dataclasses, enums, …).
         """
+        if not isinstance(msgspec.inspect.type_info(cls), msgspec.inspect.CustomType):
+            raise DefinitionError(
+                f"{cls.__qualname__} is kept as JSON already, field by field, so these functions "
+                "would never be called: leave add(…) out, or make it a plain class"
+            )
         self._encodes[cls] = encode
         self._decodes[cls] = decode
         return self
@@ -80,26 +91,48 @@ class Codec:
         Raises NotStorable for what JSON loses: NaN and infinities, lone surrogates, naive
         datetimes, a value of another type than its field declares.
         """
-        cls: type = type(value)
+        cls: type[object] = type(value)
         try:
             encoded = self._encoder.encode(value)
-            same = self.decoder(cls)(encoded) == value
+            decoded = self.decoder(cls)(encoded)
+            same = decoded == value or equal(decoded, value)
             naive = self._may_hold_datetimes(cls) and self._naive_datetime(value)
         except _REFUSALS as error:
-            raise NotStorable(what, str(error)) from error
+            arithmetic = isinstance(error, ArithmeticError)
+            reason = "it holds a number or time beyond all bounds" if arithmetic else str(error)
+            raise self._refusal(value, what, reason) from error
         if not same:
-            raise NotStorable(what, f"it is not equal to itself after JSON{self._culprit(value)}")
+            raise self._refusal(value, what, "it is not equal to itself after JSON")
         if naive:
-            raise NotStorable(what, "it holds a datetime without a time zone")
+            raise self._refusal(value, what, "it holds a datetime without a time zone")
         return encoded
 
-    def _culprit(self, value: object) -> str:
-        """The first field that a round trip changes; fields only, values may be personal."""
-        fields: tuple[str, ...] = getattr(type(value), "__struct_fields__", ())
-        decoded = self.decoder(type(value))(self._encoder.encode(value))
-        for name in fields:
-            if getattr(decoded, name) != getattr(value, name):
-                return f" (field {name!r})"
+    def _refusal(self, value: object, what: str, reason: str) -> NotStorable:
+        """The error, which names the field but not its value: that may be personal."""
+        field = self._culprit(value, reason)
+        return NotStorable(what, f"{reason} (field {field!r})" if field else reason, field)
+
+    def _culprit(self, value: object, reason: str) -> str:
+        """The first field that JSON loses, '' where that cannot be told."""
+        cls: Any = type(value)
+        names: tuple[str, ...] = getattr(cls, "__struct_fields__", ())
+        for name in names:
+            try:
+                self._encoder.encode(getattr(value, name))
+                if self._naive_datetime(getattr(value, name)):
+                    return name
+            except _REFUSALS:
+                return name
+        try:
+            decoded = self.decoder(cls)(self._encoder.encode(value))
+            for name in names:
+                if not equal(getattr(decoded, name), getattr(value, name)):
+                    return name
+        except _REFUSALS:
+            path = _JSON_PATH.search(reason)
+            json_names: tuple[str, ...] = getattr(cls, "__struct_encode_fields__", ())
+            if path is not None and path[1] in json_names:
+                return names[json_names.index(path[1])]
         return ""
 
     def _may_hold_datetimes(self, cls: type) -> bool:
@@ -112,6 +145,34 @@ class Codec:
     def _naive_datetime(self, value: object) -> bool:
         plain = msgspec.to_builtins(value, builtin_types=(datetime,), enc_hook=self._encode_own)
         return _holds_naive(plain)
+
+
+def equal(left: object, right: object) -> bool:
+    """Whether two values are equal, where datetimes are equal that name the same instant.
+
+    `==` alone says no to every datetime in the hour when clocks are set back, compared across
+    time zones (PEP 495), and JSON keeps the offset, not the zone.
+    """
+    if left == right:
+        return True
+    if isinstance(left, datetime) and isinstance(right, datetime):
+        if left.tzinfo is None or right.tzinfo is None:
+            return False
+        return left.astimezone(UTC) == right.astimezone(UTC)
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, dict):
+        ours, theirs = cast("dict[object, object]", left), cast("dict[object, object]", right)
+        return ours.keys() == theirs.keys() and all(equal(ours[k], theirs[k]) for k in ours)
+    if isinstance(left, (list, tuple)):
+        these, those = cast("list[object]", left), cast("list[object]", right)
+        return len(these) == len(those) and all(map(equal, these, those))
+    names: tuple[str, ...] = ()
+    if isinstance(left, msgspec.Struct):
+        names = left.__struct_fields__
+    elif is_dataclass(left):
+        names = tuple(left.__dataclass_fields__)
+    return names != () and all(equal(getattr(left, n), getattr(right, n)) for n in names)
 
 
 def _mentions_datetimes(info: object, seen: set[int]) -> bool:

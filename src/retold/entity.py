@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from retold.aggregates import Aggregate
 from retold.errors import NoResult
-from retold.events import Event
+
+if TYPE_CHECKING:
+    from retold.events import Event
 
 A_co = TypeVar("A_co", bound=Aggregate, covariant=True)
 R_co = TypeVar("R_co", covariant=True)

@@ -103,6 +103,7 @@ class NotStorable(RetoldError, ValueError):
 
     what: str
     reason: str
+    field: str = ""
 
 
 @dataclass(eq=False)

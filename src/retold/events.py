@@ -6,13 +6,13 @@ meaning; a new shape gets a new name (upcasting.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
 
 from retold.errors import DefinitionError
-from retold.personal import masked, personal_fields
+from retold.personal import masked, shown
 from retold.registry import Names, check_name, full_name
 
 Rename = Literal["lower", "upper", "camel", "pascal", "kebab"] | Mapping[str, str]
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
         Raises DefinitionError for a missing, malformed or doubly used name.
         """
+
+        __event_name__: ClassVar[str]
+        __struct_fields__: ClassVar[tuple[str, ...]]
 
         def __init_subclass__(
             cls, *, name: str, formerly: Sequence[str] = (), rename: Rename | None = None
@@ -52,7 +55,11 @@ else:
             cls = super().__new__(mcs, cls_name, bases, namespace, frozen=True, **options)
             if not root:
                 cls.__event_name__ = name
-                for stored in (name, *formerly):
+                cls.__event_names__ = (name, *formerly)
+                # all or nothing: a refused class must leave no name behind
+                for stored in cls.__event_names__:
+                    event_classes.check_free(stored, full_name(cls))
+                for stored in cls.__event_names__:
                     event_classes.claim(stored, cls)
             return cls
 
@@ -66,7 +73,7 @@ else:
             return masked(self)
 
         def __rich_repr__(self) -> Iterator[tuple[str, Any]]:
-            yield from _shown(self)
+            yield from shown(self)
 
 
 event_classes: Names[Event] = Names("event")
@@ -74,15 +81,4 @@ event_classes: Names[Event] = Names("event")
 
 def event_name(event: Event | type[Event]) -> str:
     """The stored name of an event or event class."""
-    name: str = event.__event_name__  # type: ignore[union-attr] # pyright: ignore
-    return name
-
-
-
-def _shown(event: Event) -> Iterator[tuple[str, Any]]:
-    marked = personal_fields(type(event))
-    fields: tuple[str, ...] = getattr(type(event), "__struct_fields__", ())
-    for name in fields:
-        yield name, "‹personal›" if name in marked else getattr(event, name)
-
-
+    return event.__event_name__

@@ -12,10 +12,13 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from retold.errors import InvalidValue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _COUNTERS = 1 << 16
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -83,9 +86,10 @@ class EventIds:
                 self._raised_counter = (counter + count) % _COUNTERS
         if count == 1:
             return [f"{hi:016x}-{node << 16 | counter:016x}"], now
-        ids: list[str] = []
-        for n in range(counter, counter + count):
-            ids.append(f"{hi + n // _COUNTERS:016x}-{node << 16 | n % _COUNTERS:016x}")
+        ids = [
+            f"{hi + n // _COUNTERS:016x}-{node << 16 | n % _COUNTERS:016x}"
+            for n in range(counter, counter + count)
+        ]
         return ids, now
 
 

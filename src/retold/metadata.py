@@ -6,14 +6,17 @@ one wins. Deliveries set `correlation_id` and `causation_id` for what their hand
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from retold.errors import InvalidValue
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
 
 MAX_BYTES = 64_000
 """The most metadata one event may carry, in bytes of JSON."""
@@ -77,7 +80,12 @@ def decode_metadata(text: str | None) -> dict[str, str]:
     try:
         return _decoder.decode(text)
     except msgspec.MsgspecError:
-        found: object = msgspec.json.decode(text)
-        if isinstance(found, dict):
-            return {str(k): v if isinstance(v, str) else str(v) for k, v in found.items()}  # pyright: ignore
+        return _foreign(text)
+
+
+def _foreign(text: str) -> dict[str, str]:
+    try:
+        found = msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.MsgspecError:
         return {"metadata": text}
+    return {key: value if isinstance(value, str) else str(value) for key, value in found.items()}

@@ -7,11 +7,14 @@ subject names the field that identifies the person; it decides whose key will en
 
 from __future__ import annotations
 
-from dataclasses import dataclass, is_dataclass
-from functools import cache
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+import sys
+import weakref
+from dataclasses import dataclass
+from inspect import get_annotations
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin, is_typeddict
 
-import msgspec
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MASK = "‹personal›"
 
@@ -23,46 +26,108 @@ class Personal:
     subject: str
 
 
-@cache
+_UNREADABLE = Personal("?")
+
+_known: weakref.WeakKeyDictionary[type, dict[str, Personal]] = weakref.WeakKeyDictionary()
+
+
 def personal_fields(cls: type) -> dict[str, Personal]:
-    """The marked fields of a class, by name."""
-    try:
-        hints = get_type_hints(cls, include_extras=True)
-    except NameError:  # a class local to a function whose annotations are text
-        hints = dict(getattr(cls, "__annotations__", {}))
-    marked = {name: _marker(hint) for name, hint in hints.items()}
-    return {name: marker for name, marker in marked.items() if marker is not None}
+    """The marked fields of a class, by name.
+
+    A field whose annotation cannot be read counts as marked: better too little shown than too much.
+    """
+    marked = _known.get(cls)
+    if marked is None:
+        marked = dict[str, Personal]()
+        for owner in reversed(cls.__mro__):
+            for name, hint in get_annotations(owner).items():
+                marker = _marker(hint, owner)
+                if marker is not None:
+                    marked[name] = marker
+                else:  # declared anew without the mark
+                    marked.pop(name, None)
+        _known[cls] = marked
+    return marked
 
 
-def _marker(hint: object) -> Personal | None:
+def _marker(hint: Any, owner: type) -> Personal | None:
     if isinstance(hint, str):
-        return Personal("?") if "Personal(" in hint else None
+        module = sys.modules.get(owner.__module__)
+        try:
+            hint = eval(hint, vars(module) if module else {}, dict(vars(owner)))
+        except Exception:  # a class local to a function, or one imported for type checkers only
+            return _UNREADABLE
     if get_origin(hint) is Annotated:
         for extra in get_args(hint)[1:]:
             if isinstance(extra, Personal):
                 return extra
-    for part in get_args(hint):
+    parts = list(get_args(hint))
+    if is_typeddict(hint):  # its values are plain dicts, which know nothing of their marks
+        parts += hint.__annotations__.values()
+    for part in parts:
         if isinstance(part, type) or get_origin(part) is not None:
-            found = _marker(part)
+            found = _marker(part, owner)
             if found is not None:
                 return found
     return None
 
 
+def _fields(value: Any) -> tuple[str, ...] | None:
+    """The names of a record's fields; None for a value that is no record."""
+    cls = cast("Any", type(value))
+    if hasattr(cls, "__struct_fields__"):
+        names = cls.__struct_fields__
+    elif hasattr(cls, "__dataclass_fields__"):
+        names = cls.__dataclass_fields__
+    elif hasattr(cls, "__attrs_attrs__"):
+        names = (field.name for field in cls.__attrs_attrs__)
+    elif hasattr(cls, "_fields") and isinstance(value, tuple):
+        names = cls._fields
+    else:
+        return None
+    return tuple(name for name in names if name != "_bound")
+
+
 def masked(value: Any) -> str:
     """`repr` of a value with every personal field, however deep, masked."""
-    cls: type = type(value)  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, msgspec.Struct):
-        names = [name for name in cls.__struct_fields__ if not name.startswith("_")]  # type: ignore[attr-defined]
-    elif is_dataclass(cls):
-        names = list(cls.__dataclass_fields__)
-    elif isinstance(value, (list, tuple)):
-        inner = ", ".join(masked(item) for item in value)  # pyright: ignore[reportUnknownVariableType]
-        return f"[{inner}]" if isinstance(value, list) else f"({inner})"
-    elif isinstance(value, dict):
-        return "{" + ", ".join(f"{key!r}: {masked(item)}" for key, item in value.items()) + "}"  # pyright: ignore[reportUnknownVariableType]
-    else:
-        return repr(value)
-    marked = personal_fields(cls)
-    shown = (f"{n}={MASK if n in marked else masked(getattr(value, n))}" for n in names)
-    return f"{cls.__name__}({', '.join(shown)})"
+    names = _fields(value)
+    cls = cast("type[object]", type(value))
+    if names is not None:
+        marked = personal_fields(cls)
+        parts = [f"{n}={MASK if n in marked else masked(getattr(value, n))}" for n in names]
+        return f"{cls.__name__}({', '.join(parts)})"
+    if isinstance(value, dict):
+        items = cast("dict[object, object]", value).items()
+        return "{" + ", ".join(f"{masked(key)}: {masked(item)}" for key, item in items) + "}"
+    if cls in _BRACKETS and value:
+        before, after = _BRACKETS[cls]
+        comma = "," if cls is tuple and len(value) == 1 else ""
+        return before + ", ".join(masked(item) for item in value) + comma + after
+    return repr(value)
+
+
+_BRACKETS: dict[type, tuple[str, str]] = {
+    list: ("[", "]"),
+    tuple: ("(", ")"),
+    set: ("{", "}"),
+    frozenset: ("frozenset({", "})"),
+}
+
+
+class _Text:
+    """Something already put into words: rich shows it as it is, without looking inside."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def shown(value: Any) -> Iterator[tuple[str, _Text]]:
+    """The fields of a record as rich may show them."""
+    marked = personal_fields(cast("type[object]", type(value)))
+    for name in _fields(value) or ():
+        yield name, _Text(MASK if name in marked else masked(getattr(value, name)))

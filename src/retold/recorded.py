@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
-from retold.codecs import Codec
 from retold.errors import RetoldError, UnknownEvent, UnreadableEvent
 from retold.events import Event
 from retold.ids import milliseconds, moment
 from retold.metadata import TIME, decode_metadata
 from retold.upcasting import UnknownName, read_event
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from datetime import datetime
+
+    from retold.codecs import Codec
 
 E_co = TypeVar("E_co", bound=Event, covariant=True)
 

@@ -7,10 +7,12 @@ the first one's history.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from retold.errors import DefinitionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 T = TypeVar("T")
 
@@ -27,33 +29,44 @@ def check_name(kind: str, name: object) -> str:
     return name
 
 
-def full_name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+def full_name(cls: object) -> str:
+    """Module and qualified name of a class or function."""
+    return f"{cls.__module__}.{getattr(cls, '__qualname__', cls)}"
 
 
 class Names(Generic[T]):
-    """One name space: stored name → class."""
+    """One name space: stored name → the class that reads it, or the function that upcasts it."""
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
         self._classes: dict[str, type[T]] = {}
+        self._owners: dict[str, str] = {}
 
-    def claim(self, name: str, cls: type[T]) -> None:
-        """Raises DefinitionError when another class has the name.
+    def check_free(self, name: str, owner: str) -> None:
+        """Raises DefinitionError when another class or function has the name.
 
         A class of the same module and qualified name is the same class defined again (a reload, a
         notebook cell, a test function run twice) and replaces the old one.
         """
-        owner = self._classes.get(name)
-        if owner is not None and full_name(owner) != full_name(cls):
+        other = self._owners.get(name, owner)
+        if other != owner:
             raise DefinitionError(
-                f"{full_name(cls)} and {full_name(owner)} are both stored as {name!r}. Give one of "
-                "them another name"
+                f"{owner} and {other} both claim the {self._kind} name {name!r}: one of them would "
+                "read what the other one stored. Give one of them another name"
             )
+
+    def claim(self, name: str, cls: type[T]) -> None:
+        """Make a class the one that reads a name. Raises DefinitionError as check_free does."""
+        self.claim_without_class(name, full_name(cls))
         self._classes[name] = cls
+
+    def claim_without_class(self, name: str, owner: str) -> None:
+        """The same for a function: no class reads this name any more."""
+        self.check_free(name, owner)
+        self._owners[name] = owner
 
     def get(self, name: str) -> type[T] | None:
         return self._classes.get(name)
 
     def __iter__(self) -> Iterator[type[T]]:
-        return iter(tuple(self._classes.values()))
+        return iter(tuple(dict.fromkeys(self._classes.values())))

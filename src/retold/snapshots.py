@@ -10,15 +10,18 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from enum import Enum
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
+from msgspec import inspect
 
-from retold.codecs import Codec
-from retold.errors import InvalidValue, NotStorable
+from retold.errors import DefinitionError, InvalidValue, NotStorable
+from retold.registry import full_name
 
 if TYPE_CHECKING:
     from retold.aggregates import Aggregate
+    from retold.codecs import Codec
 
 A = TypeVar("A", bound="Aggregate")
 
@@ -40,22 +43,50 @@ def every(events: int) -> SnapshotStrategy:
 
 def snapshot_type(cls: type[Aggregate], codec: Codec) -> str:
     """What marks a snapshot as this class's: its name, and a fingerprint of its schema."""
-    schema = msgspec.json.schema(cls, schema_hook=lambda own: {"type": f"own {own.__qualname__}"})
-    canonical = msgspec.json.encode([schema, cls.__snapshot_version__], order="deterministic")
+    info = cast("inspect.StructType", inspect.type_info(cls))
+    fields = [field for field in info.fields if field.name != "_bound"]
+    defaults = {f.name: f.default for f in fields if f.default is not msgspec.NODEFAULT}
+    shape = [_shape(fields, ()), cls.__snapshot_version__]
+    try:
+        canonical = codec.encode([defaults, shape])
+    except TypeError as error:
+        raise DefinitionError(
+            f"{full_name(cls)} cannot be kept as a snapshot: {error}. Teach the store the type with "
+            "Codec().add(…), or leave out snapshots="
+        ) from None
     return f"{cls.__entity_type__}/{hashlib.sha256(canonical).hexdigest()[:16]}"
+
+
+def _shape(part: object, above: tuple[object, ...]) -> object:
+    """A type as JSON: what decides whether an old snapshot still fits it, and nothing else (no
+    docstrings, no addresses)."""
+    if isinstance(part, (list, tuple)):
+        return [_shape(item, above) for item in cast("list[object]", part)]
+    if isinstance(part, inspect.Field):
+        return [part.encode_name, _shape(part.type, above)]
+    if isinstance(part, inspect.Type):
+        if any(part is outer for outer in above):
+            return type(part).__name__
+        inner = [_shape(getattr(part, n), (*above, part)) for n in part.__struct_fields__]
+        return [type(part).__name__, *inner]
+    if isinstance(part, type):
+        values = [repr(member.value) for member in part] if issubclass(part, Enum) else []
+        return [part.__qualname__, *values]
+    return repr(part)
 
 
 def encode_state(state: Aggregate, codec: Codec) -> str | None:
     """The JSON of a state, or None (and a warning) for one that does not survive JSON."""
     bound = state._bound  # pyright: ignore[reportPrivateUsage]
-    state._bound = msgspec.UNSET  # type: ignore[assignment] # pyright: ignore
+    # the binding is no part of the state
+    state._bound = cast("Any", msgspec.UNSET)  # pyright: ignore[reportPrivateUsage]
     try:
         return codec.encode_checked(state, f"a snapshot of {state.__entity_type__}").decode()
     except NotStorable as error:
         _log.warning("no snapshot of %s %s: %s", state.__entity_type__, bound.id, error.reason)
         return None
     finally:
-        state._bound = bound
+        state._bound = bound  # pyright: ignore[reportPrivateUsage]
 
 
 def decode_state(cls: type[A], entity_id: str, text: str, codec: Codec) -> A | None:

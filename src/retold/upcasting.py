@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from retold.codecs import Codec
-from retold.errors import DefinitionError
 from retold.events import Event, event_classes
 from retold.registry import check_name, full_name
+
+if TYPE_CHECKING:
+    from retold.codecs import Codec
 
 _MAX_CHAIN = 100
 
@@ -49,23 +50,11 @@ def upcast(name: str, /) -> Callable[[F], F]:
     check_name("an event to upcast", name)
 
     def register(function: F) -> F:
-        owner = event_classes.get(name)
-        if owner is not None:
-            raise DefinitionError(
-                f"{name!r} is read by {full_name(owner)}; an upcaster needs a name that no class "
-                "has any more"
-            )
-        known = _upcasters.get(name)
-        if known is not None and _place(known) != _place(function):
-            raise DefinitionError(f"two upcasters are registered for {name!r}")
+        event_classes.claim_without_class(name, full_name(function))
         _upcasters[name] = function
         return function
 
     return register
-
-
-def _place(function: Callable[..., object]) -> tuple[str, str]:
-    return function.__module__, function.__qualname__
 
 
 def is_upcast(name: str) -> bool:
@@ -94,10 +83,15 @@ def _cast(codec: Codec, old: Event | Raw, depth: int) -> Iterator[Event]:
         raise ValueError(f"upcasters of {old.name!r} go round in a circle")
     caster = _upcasters.get(old.name)
     if caster is None:
-        yield from read_event(codec, old.name, msgspec.json.encode(old.data).decode())
+        yield from read_event(codec, old.name, codec.encode(old.data).decode())
         return
     cast = caster(dict(old.data))
     if cast is None:
         return
     for part in [cast] if isinstance(cast, (Event, Raw)) else cast:
+        if not isinstance(part, (Event, Raw)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"the upcaster of {old.name!r} returned {type(part).__name__}; it returns an "
+                "event, a Raw, a list of these, or None"
+            )
         yield from _cast(codec, part, depth + 1)
