@@ -6,7 +6,8 @@ parameters into the text themselves; ours are plain strings, numbers and None.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -30,9 +31,11 @@ from retold.errors import (
 from retold.store.driver import Batch, Result, Statement, UniqueViolation
 from retold.store.url import DatabaseURL
 
-_BY_NUMBER: dict[int, type[RetoldError]] = {
+_BY_NUMBER: dict[int, Callable[[str], RetoldError]] = {
     **dict.fromkeys((1044, 1045, 1142, 1143, 1227, 1698), AccessDenied),
-    **dict.fromkeys((0, 1053, 1152, 1158, 1159, 1160, 1161, 1927, 2006, 2013, 2055, 4031), ConnectionLost),
+    **dict.fromkeys(
+        (0, 1053, 1152, 1158, 1159, 1160, 1161, 1927, 2006, 2013, 2055, 4031), ConnectionLost
+    ),
     1049: DatabaseMissing,
     **dict.fromkeys((1290, 1792, 1836), ReadOnlyStore),
     **dict.fromkeys((1054, 1146), SchemaMissing),
@@ -161,10 +164,8 @@ class MySQLConnection:
             pass
 
     def close(self) -> None:
-        try:
+        with suppress(self._errors):  # closed already
             self._raw.close()
-        except self._errors:
-            pass  # closed already
 
     def abandon(self) -> None:
         self.close()
@@ -211,4 +212,4 @@ def translate(error: Exception) -> RetoldError:
     if number == 1062:
         return UniqueViolation()
     kind = _BY_NUMBER.get(number, StoreError)
-    return kind(message)  # type: ignore[call-arg]
+    return kind(message)

@@ -7,8 +7,8 @@ the process id it hands out, which is not the server's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, LiteralString, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -33,7 +33,7 @@ from retold.errors import (
 from retold.store.driver import Batch, Result, UniqueViolation
 from retold.store.url import DatabaseURL
 
-_BY_STATE: dict[str, type[RetoldError]] = {
+_BY_STATE: dict[str, Callable[[str], RetoldError]] = {
     "22001": ValueTooLong,
     "25006": ReadOnlyStore,
     "25P02": TransactionRolledBack,
@@ -124,7 +124,9 @@ class PostgresConnection:
             if not self._pipelines:
                 return [self.execute([statement])[0] for statement in batch]
             with self._raw.pipeline():
-                cursors = [self._raw.execute(_literal(sql), params or None) for sql, params in batch]
+                cursors = [
+                    self._raw.execute(_literal(sql), params or None) for sql, params in batch
+                ]
             return [
                 Result(c.fetchall() if c.description is not None else (), c.rowcount)
                 for c in cursors
@@ -265,19 +267,17 @@ def _check_joinable(raw: psycopg.Connection[Any] | psycopg.AsyncConnection[Any])
 
 def _literal(sql: str) -> LiteralString:
     # The text comes from queries.sql, never from a caller.
-    return cast("LiteralString", sql)
+    return sql  # pyright: ignore[reportReturnType]
 
 
-def translate(
-    error: Exception, *, connecting: bool = False, broken: bool = False
-) -> RetoldError:
+def translate(error: Exception, *, connecting: bool = False, broken: bool = False) -> RetoldError:
     """retold's error for one of psycopg's, or of any client whose errors carry a SQLSTATE."""
     state = _sqlstate(error)
     message = str(error).strip().replace("\n", " ")
     if state == "23505":
         return UniqueViolation()
     if state in _BY_STATE:
-        return _BY_STATE[state](message)  # type: ignore[call-arg]
+        return _BY_STATE[state](message)
     if broken or (state or "").startswith("08"):
         return ConnectionLost(message)
     if connecting:

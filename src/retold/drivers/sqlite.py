@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
+from typing import cast
 
 from retold.errors import (
     InvalidURL,
@@ -93,6 +94,7 @@ class SqliteConnection:
         synchronous = url.options.get("synchronous", "full").upper()
         if synchronous not in ("FULL", "NORMAL", "EXTRA"):
             raise InvalidURL(str(url), "synchronous is full, normal or extra")
+        self._path = url.database
         self._bell = doorbell(url.database)
         self._pid = os.getpid()
         self._writing = False
@@ -106,7 +108,6 @@ class SqliteConnection:
             )
         except sqlite3.Error as error:
             raise translate(error, url.database) from error
-        self._path = url.database
         try:
             self._execute("PRAGMA synchronous = " + synchronous)
             if self._execute("PRAGMA journal_mode").rows[0][0] != "wal":
@@ -125,7 +126,7 @@ class SqliteConnection:
             self.begin()
             return _DONE
         try:
-            cursor = self._raw.execute(sql, params)  # type: ignore[arg-type] # pyright: ignore
+            cursor = self._raw.execute(sql, cast("tuple[str, ...]", params))
             rows = cursor.fetchall() if cursor.description is not None else ()
             rowcount = cursor.rowcount
         except sqlite3.Error as error:
@@ -138,26 +139,26 @@ class SqliteConnection:
             self._end_writing(rung=sql == "COMMIT")
         return Result(rows, rowcount)
 
-    def _again(
-        self, error: sqlite3.Error, sql: str, params: Sequence[object]
-    ) -> sqlite3.Cursor:
+    def _again(self, error: sqlite3.Error, sql: str, params: Sequence[object]) -> sqlite3.Cursor:
         """Repeat a statement that found the file busy: it has had no effect."""
         deadline = time.monotonic() + self._timeout
         wait = 0.0002
         while _is_busy(error):
             if time.monotonic() > deadline:
                 raise StoreBusy(f"{self._path} was locked for {self._timeout:g} s") from error
-            time.sleep(random.uniform(0, wait))  # noqa: S311
+            time.sleep(random.uniform(0, wait))
             wait = min(wait * 1.5, 0.004)
             try:
-                return self._raw.execute(sql, params)  # type: ignore[arg-type] # pyright: ignore
+                return self._raw.execute(sql, cast("tuple[str, ...]", params))
             except sqlite3.Error as repeated:
                 error = repeated
         raise translate(error, self._path) from error
 
     def begin(self) -> None:
         if not self._bell.writing.acquire(timeout=self._timeout):
-            raise StoreBusy(f"another thread wrote to {self._path} for {self._timeout:g} s")
+            raise StoreBusy(
+                f"a transaction of this process was open on {self._path} for {self._timeout:g} s"
+            )
         self._writing = True
         try:
             try:
@@ -224,7 +225,7 @@ class JoinedSqlite:
             for sql, params in batch:
                 cursor = self._raw.cursor()
                 cursor.row_factory = None  # the user's connection may have one of its own
-                cursor.execute(sql, params)  # type: ignore[arg-type] # pyright: ignore
+                cursor.execute(sql, cast("tuple[str, ...]", params))
                 rows = cursor.fetchall() if cursor.description is not None else ()
                 results.append(Result(rows, cursor.rowcount))
         except sqlite3.Error as error:

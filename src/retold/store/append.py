@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
-from retold.errors import RetoldError
+from retold.errors import RetoldError, TransactionRolledBack
 from retold.store.driver import Plan, Statement, UniqueViolation
 
 
@@ -143,5 +143,5 @@ def append_in_one_statement(queries: Mapping[str, str], change: Append, owned: b
     except UniqueViolation:
         if owned:
             return False  # an event id of another entity: the caller mints again
-        raise
+        raise TransactionRolledBack("an event id collided with another entity's") from None
     return appended.rowcount == len(change.ids)

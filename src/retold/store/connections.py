@@ -167,13 +167,7 @@ class ThreadedDriver:
         if self._pool is None or self._pid != os.getpid():
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="retold")
             self._pid = os.getpid()
-        run = partial(contextvars.copy_context().run, function)
-        future = asyncio.get_running_loop().run_in_executor(self._pool, run)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            future.add_done_callback(_read_outcome)
-            raise
+        return await _in_thread(self._pool, function)
 
     async def open(self) -> None:
         await self._call(self.blocking.open)
@@ -183,21 +177,36 @@ class ThreadedDriver:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncConnection]:
+        # A thread of its own: plans that wait for this transaction's locks may fill the pool.
+        thread = ThreadPoolExecutor(1, thread_name_prefix="retold transaction")
         block = self.blocking.transaction()
-        connection = await self._call(block.__enter__)
         try:
-            yield _Threaded(self._call, connection)
-        except BaseException as error:
-            # The rollback must happen, also when this task was cancelled.
-            await asyncio.shield(self._call(partial(_leave, block, error)))
-            raise
-        await self._call(partial(block.__exit__, None, None, None))
+            connection = await _in_thread(thread, block.__enter__)
+            try:
+                yield _Threaded(thread, connection)
+            except BaseException as error:
+                # The rollback must happen, also when this task was cancelled.
+                await asyncio.shield(_in_thread(thread, partial(_leave, block, error)))
+                raise
+            await _in_thread(thread, partial(block.__exit__, None, None, None))
+        finally:
+            thread.shutdown(wait=False)
 
     async def close(self) -> None:
         await self._call(self.blocking.close)
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=False)
+
+
+async def _in_thread(pool: ThreadPoolExecutor, function: Callable[[], T]) -> T:
+    run = partial(contextvars.copy_context().run, function)
+    future = asyncio.get_running_loop().run_in_executor(pool, run)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        future.add_done_callback(_read_outcome)
+        raise
 
 
 def _leave(block: Any, error: BaseException) -> None:
@@ -214,13 +223,12 @@ def _read_outcome(future: asyncio.Future[Any]) -> None:
 
 
 class _Threaded:
-    def __init__(self, call: Callable[..., Any], connection: Connection) -> None:
-        self._call = call
+    def __init__(self, thread: ThreadPoolExecutor, connection: Connection) -> None:
+        self._thread = thread
         self._connection = connection
 
     async def execute(self, batch: Batch) -> Sequence[Result]:
-        results: Sequence[Result] = await self._call(partial(self._connection.execute, batch))
-        return results
+        return await _in_thread(self._thread, partial(self._connection.execute, batch))
 
 
 class OwnAsyncConnection(Protocol):
@@ -240,9 +248,7 @@ class AwaitingDriver:
     At most `limit` plans run at once; the others wait for a connection.
     """
 
-    def __init__(
-        self, dialect: Dialect, connect: Callable[[], Any], limit: int
-    ) -> None:
+    def __init__(self, dialect: Dialect, connect: Callable[[], Any], limit: int) -> None:
         self._dialect = dialect
         self._connect = connect
         self._limit = limit
@@ -321,5 +327,3 @@ class AwaitingDriver:
     async def close(self) -> None:
         for connection in self._free.drain():
             await connection.close()
-
-

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import signal
 import threading
 import time
 from collections import Counter
@@ -13,35 +12,32 @@ from collections.abc import (
     Awaitable,
     Callable,
     Generator,
-    Sequence,
 )
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypedDict, TypeVar, Unpack
 
 from retold.aggregates import Aggregate, check_aggregate
 from retold.codecs import Codec
 from retold.drivers import join, join_async, open_async_driver, open_driver
 from retold.errors import RetoldError, TransactionRolledBack, UsageError, VersionConflict
-from retold.ids import EventIds, wall_clock
+from retold.ids import EventIds
 from retold.store.connections import BlockingDriver
 from retold.store.dialects import Dialect
 from retold.store.driver import (
     AsyncConnection,
-    Batch,
     Connection,
     Pause,
     Plan,
-    Result,
-    Statement,
     Verb,
     adrive,
     drive,
 )
 from retold.store.migrations import migrate, pending
-from retold.store.plans import Settings, Verbs
+from retold.store.plans import Settings, Verbs, forget_handled
 from retold.store.repository import AsyncRepository, Repository
+from retold.store.running import Runnable, run_all
 from retold.store.url import parse_url
 
 A = TypeVar("A", bound=Aggregate)
@@ -52,15 +48,6 @@ MAX_EVENT_BYTES = 900_000
 """Below Kafka's default message limit of 1 MB, with room for the envelope."""
 
 
-class Runnable(Protocol):
-    """What a store can run: a subscription."""
-
-    @property
-    def name(self) -> str: ...
-    def _run(self, store: EventStore, stop: threading.Event, *, drain: bool) -> int: ...
-    async def _run_async(self, store: AsyncEventStore, stop: threading.Event) -> None: ...
-
-
 def perform(run: Callable[[Plan[Any]], Any], verb: Verb[T]) -> T:
     """Run a verb to its end, sleeping where it pauses."""
     try:
@@ -68,7 +55,8 @@ def perform(run: Callable[[Plan[Any]], Any], verb: Verb[T]) -> T:
         while True:
             try:
                 if isinstance(step, Pause):
-                    result = time.sleep(step.seconds)
+                    time.sleep(step.seconds)
+                    result: Any = None
                 else:
                     result = run(step)
             except Exception as error:
@@ -87,7 +75,8 @@ async def aperform(run: Callable[[Plan[Any]], Awaitable[Any]], verb: Verb[T]) ->
         while True:
             try:
                 if isinstance(step, Pause):
-                    result = await asyncio.sleep(step.seconds)
+                    await asyncio.sleep(step.seconds)
+                    result: Any = None
                 else:
                     result = await run(step)
             except Exception as error:
@@ -117,18 +106,19 @@ class _Kept:
         return verbs
 
 
+class StoreOptions(TypedDict, total=False):
+    """The keyword arguments both kinds of store take."""
+
+    codec: Codec
+    max_event_bytes: int
+    retries: int
+    ids: EventIds
+
+
 class _Store:
     """What both kinds of store share."""
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        codec: Codec | None = None,
-        max_event_bytes: int = MAX_EVENT_BYTES,
-        retries: int = 50,
-        ids: EventIds | None = None,
-    ) -> None:
+    def __init__(self, url: str, **options: Unpack[StoreOptions]) -> None:
         """
         url: sqlite:///path, postgresql://… or mysql://…; see docs/urls.md for its options.
         codec: teaches the store types of one's own.
@@ -139,7 +129,12 @@ class _Store:
         Raises InvalidURL and MissingExtra. Does no I/O.
         """
         self._url = parse_url(url)
-        self._settings = Settings(codec or Codec(), ids or EventIds(), max_event_bytes, retries)
+        self._settings = Settings(
+            codec=options.get("codec") or Codec(),
+            ids=options.get("ids") or EventIds(),
+            max_event_bytes=options.get("max_event_bytes", MAX_EVENT_BYTES),
+            retries=options.get("retries", 50),
+        )
 
     @property
     def codec(self) -> Codec:
@@ -157,7 +152,7 @@ class _Store:
     def _pauses(self) -> Generator[float]:
         """Waits between the tries of a transaction, in seconds."""
         for n in range(self._settings.retries):
-            yield random.uniform(0, 0.001 * (1 << min(n + 1, 6)))  # noqa: S311
+            yield random.uniform(0, 0.001 * (1 << min(n + 1, 6)))
 
 
 class EventStore(_Store):
@@ -167,7 +162,7 @@ class EventStore(_Store):
     `with store:` opens at once and closes at the end.
     """
 
-    def __init__(self, url: str, **options: Any) -> None:
+    def __init__(self, url: str, **options: Unpack[StoreOptions]) -> None:
         super().__init__(url, **options)
         self._driver = open_driver(self._url)
         self._kept = _Kept(self._driver.dialect, self._settings, owned=True)
@@ -199,7 +194,7 @@ class EventStore(_Store):
             try:
                 yield tx
             finally:
-                tx._close()  # pyright: ignore[reportPrivateUsage]
+                tx._close()
 
     def transact(
         self, work: Callable[Concatenate[Transaction, P], T], /, *args: P.args, **kwargs: P.kwargs
@@ -246,15 +241,7 @@ class EventStore(_Store):
 
         A delivery or an idempotency key repeated after that would be handled again.
         """
-        before = wall_clock() - int(older_than.total_seconds() * 1000)
-        forgotten = 0
-        while True:
-            (result,) = self._driver.run(
-                _one(Statement(self._driver.dialect.queries["forget_handled"], (before, 1000)))
-            )
-            forgotten += result.rowcount
-            if result.rowcount < 1000:
-                return forgotten
+        return self._perform(forget_handled(self._driver.dialect, older_than))
 
     # --- subscriptions ---------------------------------------------------------------------------
 
@@ -274,14 +261,14 @@ class EventStore(_Store):
         while True:
             handled = 0
             for subscription in subscriptions:
-                handled += subscription._run(self, threading.Event(), drain=True)
+                handled += subscription.run_on(self, threading.Event(), drain=True)
             total += handled
             if not handled:
                 return total
 
     # --- life ------------------------------------------------------------------------------------
 
-    def __enter__(self) -> EventStore:
+    def __enter__(self) -> Self:
         self._driver.open()
         return self
 
@@ -291,47 +278,6 @@ class EventStore(_Store):
     def close(self) -> None:
         """Close idle connections; the store opens new ones when it is used again."""
         self._driver.close()
-
-
-def run_all(
-    store: EventStore, subscriptions: Sequence[Runnable], stop: threading.Event | None
-) -> None:
-    """Run each subscription in a thread of its own until one fails or all are stopped."""
-    if not subscriptions:
-        raise UsageError("run(…) needs at least one subscription")
-    ended = stop or threading.Event()
-    failures: list[BaseException] = []
-
-    def work(subscription: Runnable) -> None:
-        try:
-            subscription._run(store, ended, drain=False)
-        except BaseException as error:
-            failures.append(error)
-            ended.set()
-
-    threads = [
-        threading.Thread(target=work, args=(s,), name=f"retold {s.name}", daemon=True)
-        for s in subscriptions
-    ]
-    previous: Any = None
-    main = threading.current_thread() is threading.main_thread()
-    if main:
-        previous = signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            while thread.is_alive():
-                try:
-                    thread.join(0.2)
-                except KeyboardInterrupt:
-                    ended.set()
-    finally:
-        ended.set()
-        if main:
-            signal.signal(signal.SIGTERM, previous)
-    if failures:
-        raise failures[0]
 
 
 class Transaction:
@@ -361,7 +307,7 @@ class AsyncEventStore(_Store):
     threads. `concurrency` is the number of verbs that run at once, default 10.
     """
 
-    def __init__(self, url: str, *, concurrency: int = 10, **options: Any) -> None:
+    def __init__(self, url: str, *, concurrency: int = 10, **options: Unpack[StoreOptions]) -> None:
         super().__init__(url, **options)
         self._options = options
         self._text_url = url
@@ -382,7 +328,7 @@ class AsyncEventStore(_Store):
             try:
                 yield tx
             finally:
-                tx._close()  # pyright: ignore[reportPrivateUsage]
+                tx._close()
 
     async def transact(
         self,
@@ -415,6 +361,10 @@ class AsyncEventStore(_Store):
         """As EventStore.pending_migrations."""
         return await self._driver.run(pending(self._driver.dialect))
 
+    async def prune_handled(self, older_than: timedelta = timedelta(days=30)) -> int:
+        """As EventStore.prune_handled."""
+        return await self._perform(forget_handled(self._driver.dialect, older_than))
+
     def blocking(self) -> EventStore:
         """A blocking store on the same database, for handlers that are plain functions."""
         return EventStore(self._text_url, **self._options)
@@ -425,7 +375,7 @@ class AsyncEventStore(_Store):
         Handlers may be plain functions, which run in threads, or async ones.
         """
         ended = stop or threading.Event()
-        tasks = [asyncio.ensure_future(s._run_async(self, ended)) for s in subscriptions]
+        tasks = [asyncio.ensure_future(s.run_on_async(self, ended)) for s in subscriptions]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -443,7 +393,7 @@ class AsyncEventStore(_Store):
             stop.set()
             await task
 
-    async def __aenter__(self) -> AsyncEventStore:
+    async def __aenter__(self) -> Self:
         await self._driver.open()
         return self
 
@@ -473,11 +423,6 @@ class AsyncTransaction:
 
     def _close(self) -> None:
         self._connection = None
-
-
-def _one(*statements: Statement) -> Plan[Sequence[Result]]:
-    batch: Batch = statements
-    return (yield batch)
 
 
 def _again(error: RetoldError) -> bool:

@@ -55,9 +55,7 @@ def migrations(dialect: Dialect, collation: str = "utf8mb4_bin") -> list[Migrati
     for file in sorted(folder.iterdir(), key=lambda entry: entry.name):
         number, _, name = file.name.removesuffix(".sql").partition("_")
         text = file.read_text("utf-8")
-        steps.append(
-            Migration(int(number), name, tuple(_statements(dialect, text, collation)))
-        )
+        steps.append(Migration(int(number), name, tuple(_statements(dialect, text, collation))))
     return steps
 
 
@@ -149,5 +147,3 @@ def _inspect(dialect: Dialect) -> Plan[tuple[set[int], set[str]]]:
 
 def _is_eventuate(name: str, columns: set[str]) -> bool:
     return EVENTUATE.get(name, {""}) <= columns
-
-

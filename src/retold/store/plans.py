@@ -14,11 +14,9 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 from uuid import UUID
-
-import msgspec
 
 from retold.aggregates import Aggregate, Binding, Replay
 from retold.codecs import Codec
@@ -32,14 +30,15 @@ from retold.errors import (
     NotFound,
     NothingEmitted,
     OutcomeUnknown,
+    RetoldError,
     StoreUnavailable,
     TransactionRolledBack,
     UsageError,
     VersionConflict,
 )
 from retold.events import Event, event_name
-from retold.ids import MAX_SKEW_MS, EventIds, milliseconds
-from retold.metadata import TIME, current_metadata, encode_metadata
+from retold.ids import MAX_SKEW_MS, EventIds, milliseconds, wall_clock
+from retold.metadata import TIME, current_metadata, decode_metadata, encode_metadata
 from retold.recorded import Recorded, read_row, recorded_time
 from retold.snapshots import decode_state, encode_state, snapshot_type
 from retold.store.append import Append, Handled
@@ -104,7 +103,7 @@ class _Loaded(Generic[A]):
 def check_id(value: str | UUID) -> str:
     """An entity id as stored. Raises InvalidValue for what no database could keep."""
     id = str(value) if isinstance(value, UUID) else value
-    if not isinstance(id, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(id, str):
         raise UsageError(f"an entity id is a str or a UUID, not {type(value).__name__}")
     if not 0 < len(id) <= 255 or "\0" in id:
         raise InvalidValue("an entity id is 1 to 255 characters without NUL")
@@ -116,7 +115,7 @@ def check_id(value: str | UUID) -> str:
 
 
 def check_key(key: str) -> str:
-    if not isinstance(key, str) or not 0 < len(key) <= 255 or "\0" in key:  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(key, str) or not 0 < len(key) <= 255 or "\0" in key:
         raise InvalidValue("a key is a text of 1 to 255 characters without NUL")
     return key
 
@@ -248,7 +247,7 @@ class Verbs(Generic[A]):
                     )
                 else:
                     self._settings.counts["snapshot_hits"] += 1
-                    state._bound = Binding(id)  # pyright: ignore[reportPrivateUsage]
+                    state._bound = Binding(id)
                     rows = rows[1:]
             else:
                 rows = list(rows)
@@ -262,8 +261,7 @@ class Verbs(Generic[A]):
         rows = yield from self._rows("history", (self.entity_type, id, "", 1 << 31))
         kept: list[Sequence[Any]] = []
         for row in rows:
-            metadata = msgspec.json.decode(row[4]) if row[4] and TIME in row[4] else {}
-            if recorded_time(row[0], metadata) > at:
+            if recorded_time(row[0], decode_metadata(row[4])) > at:
                 break
             kept.append(row[:3])
         state = self._replay.blank(id)
@@ -376,7 +374,7 @@ class Verbs(Generic[A]):
                 raise lost
             counts["retries"] += 1
             # full jitter, doubling from 1 ms to 64 ms: rivals for one entity spread out quickly
-            yield Pause(random.uniform(0, 0.001 * (1 << min(tries, 6))))  # noqa: S311
+            yield Pause(random.uniform(0, 0.001 * (1 << min(tries, 6))))
 
     def _settle(self, append: Append) -> Verb[bool]:
         """Whether an append of unknown outcome is in the store, after repeating it if it is not.
@@ -449,9 +447,7 @@ class Verbs(Generic[A]):
             if handled.rows:
                 _check_command(self.entity_type, id, options.key, command, handled.rows[0][0])
                 self._settings.counts["duplicates"] += 1
-                return Changed(
-                    id, loaded.version, loaded.state, duplicate=True, _key=options.key
-                )
+                return Changed(id, loaded.version, loaded.state, duplicate=True, _key=options.key)
         if not loaded.version and not may_create:
             raise NotFound(self.entity_type, id)
         if options.expected is not None and loaded.version != options.expected:
@@ -482,7 +478,7 @@ class Verbs(Generic[A]):
     ) -> Changed[A, R]:
         """Run a command on a loaded state. Raises what the command raises."""
         state = loaded.state
-        bound = state._bound  # pyright: ignore[reportPrivateUsage]
+        bound = state._bound
         result = command(state, *args, **kwargs)
         if inspect.isawaitable(result):
             if inspect.iscoroutine(result):
@@ -610,7 +606,10 @@ class Verbs(Generic[A]):
                 Statement(self._sql["insert_snapshot"], row),
                 Statement(self._sql["prune_snapshots"], (*kind, *kind)),
             ]
-        except StoreUnavailable as error:
+        except RetoldError as error:
+            if not self._owned:
+                raise
+            # The append is committed, and this call must say so.
             _log.warning("no snapshot of %s %s: %s", self.entity_type, entity.id, error)
         else:
             self._settings.counts["snapshots"] += 1
@@ -623,3 +622,18 @@ def _check_command(
     if recorded != name:
         raise KeyReused(entity_type, id, key, name, recorded)
 
+
+def forget_handled(dialect: Dialect, older_than: timedelta) -> Verb[int]:
+    """Delete old keys, a thousand at a time so that no lock is held for long; returns how many."""
+    before = wall_clock() - int(older_than.total_seconds() * 1000)
+    total = 0
+    while True:
+        forgotten: int = yield _delete(dialect.queries["forget_handled"], (before, 1000))
+        total += forgotten
+        if forgotten < 1000:
+            return total
+
+
+def _delete(sql: str, params: Sequence[object]) -> Plan[int]:
+    (deleted,) = yield [Statement(sql, params)]
+    return deleted.rowcount

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from datetime import datetime
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 from uuid import UUID
 
 from retold.aggregates import Aggregate
@@ -25,7 +25,6 @@ D = TypeVar("D")
 R = TypeVar("R")
 T = TypeVar("T")
 P = ParamSpec("P")
-Self = TypeVar("Self", bound="_Views[Any]")
 
 
 class Perform(Protocol):
@@ -46,18 +45,18 @@ class _Views(Generic[A]):
     _verbs: Verbs[A]
     _options: Options
 
-    def _view(self: Self, **changes: Any) -> Self:
+    def _view(self, **changes: Any) -> Self:
         view = object.__new__(type(self))
         view.__dict__.update(self.__dict__)
         given = {name: getattr(self._options, name) for name in Options.__slots__}
         view._options = Options(**{**given, **changes})
         return view
 
-    def with_id(self: Self, id: str | UUID, /) -> Self:
+    def with_id(self, id: str | UUID, /) -> Self:
         """A view whose `create` uses this id (1 to 255 characters)."""
         return self._view(id=check_id(id))
 
-    def once(self: Self, key: str, /) -> Self:
+    def once(self, key: str, /) -> Self:
         """A view whose next `create` or `update` is idempotent under a key of the caller's.
 
         A repeated call finds the key, does not run the command, and returns `duplicate=True`.
@@ -65,11 +64,11 @@ class _Views(Generic[A]):
         """
         return self._view(key=check_key(key))
 
-    def expecting(self: Self, version: str, /) -> Self:
+    def expecting(self, version: str, /) -> Self:
         """A view whose `update` raises VersionConflict, without a retry, at any other version."""
         return self._view(expected=version)
 
-    def _caused_by(self: Self, trigger: str, key: str, id: str | None = None) -> Self:
+    def _caused_by(self, trigger: str, key: str, id: str | None = None) -> Self:
         return self._view(trigger=trigger, key=key, id=id)
 
     def _for_create(self) -> Options:

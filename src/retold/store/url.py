@@ -53,7 +53,7 @@ def parse_url(url: str) -> DatabaseURL:
     if scheme not in _SCHEMES:
         raise InvalidURL(shown, f"the scheme {parts.scheme!r} names no database retold knows")
     kind, client = _SCHEMES[scheme]
-    if kind == "mysql" and tool == "mysqlclient" or tool == "mysqldb":
+    if (kind == "mysql" and tool == "mysqlclient") or tool == "mysqldb":
         client = "mysqlclient"
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     schema, prefix = options.pop("schema", ""), options.pop("prefix", "")

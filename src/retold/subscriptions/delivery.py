@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 from uuid import UUID
 
 from retold.aggregates import Aggregate
@@ -26,7 +26,6 @@ A = TypeVar("A", bound=Aggregate)
 E_co = TypeVar("E_co", bound=Event, covariant=True)
 R = TypeVar("R")
 P = ParamSpec("P")
-Self = TypeVar("Self", bound="_Delivered[Any]")
 
 _MAX_STEP = 60
 
@@ -61,7 +60,7 @@ class _Delivered(Generic[E_co]):
         self._store = store
         self._changed: set[tuple[str, str, str]] = set()
 
-    def step(self: Self, name: str, /) -> Self:
+    def step(self, name: str, /) -> Self:
         """A view for another change of the same entity: `delivery.step("fee").update(…)`."""
         if not 0 < len(name) <= _MAX_STEP or "\0" in name:
             raise InvalidValue(f"a step is named by 1 to {_MAX_STEP} characters")

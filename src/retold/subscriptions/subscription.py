@@ -65,7 +65,7 @@ class Subscription:
         applies the event. Raises DefinitionError for a second handler of the same event; none or
         several such aggregates are an error when the subscription starts.
         """
-        if not (isinstance(event_class, type) and issubclass(event_class, Event)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not (isinstance(event_class, type) and issubclass(event_class, Event)):
             raise UsageError(f"on(…) takes an Event class, not {event_class!r}")
         topic = of if of is None or isinstance(of, str) else of.__entity_type__
 
@@ -105,7 +105,7 @@ class Subscription:
             f"Say on(…, of=…). Aggregates that apply it: {listed}"
         )
 
-    def _run(
+    def run_on(
         self,
         store: EventStore,
         stop: threading.Event,
@@ -131,12 +131,12 @@ class Subscription:
         finally:
             consumer.close()
 
-    async def _run_async(self, store: AsyncEventStore, stop: threading.Event) -> None:
+    async def run_on_async(self, store: AsyncEventStore, stop: threading.Event) -> None:
         """The same loop in a thread; async handlers run on this event loop."""
         blocking = store.blocking()
         loop = asyncio.get_running_loop()
         running = asyncio.ensure_future(
-            asyncio.to_thread(self._run, blocking, stop, drain=False, loop=(loop, store))
+            asyncio.to_thread(self.run_on, blocking, stop, drain=False, loop=(loop, store))
         )
         try:
             await asyncio.shield(running)
@@ -150,8 +150,7 @@ class Subscription:
 
 def stored_names(event_class: type[Event]) -> tuple[str, ...]:
     """Every name an event class is stored under, old ones included."""
-    names: tuple[str, ...] = event_class.__event_names__  # type: ignore[attr-defined] # pyright: ignore
-    return names
+    return event_class.__event_names__
 
 
 def full_name_of(handler: Handler) -> str:
