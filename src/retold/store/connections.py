@@ -181,13 +181,13 @@ class ThreadedDriver:
         thread = ThreadPoolExecutor(1, thread_name_prefix="retold transaction")
         block = self.blocking.transaction()
         try:
-            connection = await _in_thread(thread, block.__enter__)
-            try:
-                yield _Threaded(thread, connection)
-            except BaseException as error:
-                # The rollback must happen, also when this task was cancelled.
-                await asyncio.shield(_in_thread(thread, partial(_leave, block, error)))
-                raise
+            yield _Threaded(thread, await _in_thread(thread, block.__enter__))
+        except BaseException as error:
+            # Queued behind what the thread is doing, so that also a task cancelled while the
+            # transaction began leaves none open.
+            await asyncio.shield(_in_thread(thread, partial(_leave, block, error)))
+            raise
+        else:
             await _in_thread(thread, partial(block.__exit__, None, None, None))
         finally:
             thread.shutdown(wait=False)
