@@ -1,0 +1,10 @@
+"""The test kit: `given(Account, Opened("ann", 100)).when(Account.debit, 30).then(Debited(30))`.
+
+Domain tests need no store. Tests with one take the pytest fixture `store`, whose ids and clock are
+the same in every run.
+"""
+
+from retold.testing.clock import Clock, fixed_ids
+from retold.testing.scenario import Scenario, given
+
+__all__ = ["Clock", "Scenario", "fixed_ids", "given"]
