@@ -38,12 +38,12 @@ Applier = Callable[[Any, Any], None]
 class Binding:
     """What ties a state to an entity: its id, and the events emitted but not yet stored."""
 
-    __slots__ = ("emitted", "id", "replaying")
+    __slots__ = ("applying", "emitted", "id")
 
     def __init__(self, id: str) -> None:
         self.id = id
         self.emitted: list[Event] = []
-        self.replaying = False
+        self.applying = False
 
 
 if TYPE_CHECKING:
@@ -169,14 +169,18 @@ else:
 
         def emit(self, event, /):
             bound = self._bound
-            if bound is msgspec.UNSET or bound.replaying:
+            if bound is msgspec.UNSET or bound.applying:
                 raise UsageError(
                     f"{type(self).__name__}.emit is for commands, which a repository runs; an "
                     "applier must not emit"
                 )
             applier = self.__appliers__.get(type(event))
             if applier is not None:
-                applier(self, event)
+                bound.applying = True
+                try:
+                    applier(self, event)
+                finally:
+                    bound.applying = False
             elif not isinstance(event, Event):
                 raise UsageError(f"emit takes an event, not {event!r}")
             elif type(event) not in self.__ignores__:
@@ -263,7 +267,7 @@ class Replay(Generic[A]):
 
     def blank(self, entity_id: str) -> A:
         state = self.aggregate_class()
-        state._bound = Binding(entity_id)  # pyright: ignore[reportPrivateUsage]
+        state._bound = Binding(entity_id)
         return state
 
     def apply(self, state: A, rows: Rows) -> str | None:
@@ -271,8 +275,8 @@ class Replay(Generic[A]):
 
         Raises UnknownEvent, UnreadableEvent, NoApplier.
         """
-        bound = state._bound  # pyright: ignore[reportPrivateUsage]
-        bound.replaying = True
+        bound = state._bound
+        bound.applying = True
         steps = self._steps
         event_id = name = data = ""
         try:
@@ -289,12 +293,12 @@ class Replay(Generic[A]):
             read_events(self._codec, self.entity_type, bound.id, event_id, name, data)
             raise
         finally:
-            bound.replaying = False
+            bound.applying = False
         return event_id or None
 
     def _first_of_its_name(self, state: A, event_id: str, name: str, data: str) -> None:
         """Apply an event the slow way, and remember the fast way where there is one."""
-        bound = state._bound  # pyright: ignore[reportPrivateUsage]
+        bound = state._bound
         for event in read_events(self._codec, self.entity_type, bound.id, event_id, name, data):
             applier = self._appliers.get(type(event))
             if applier is not None:
