@@ -1,0 +1,1 @@
+"""A small bank: accounts, and transfers of money between them. `make demo` runs it."""
