@@ -224,8 +224,8 @@ class StoreError(RetoldError):
 
 @dataclass(eq=False)
 class StoreUnavailable(StoreError):
-    """The database cannot be reached: {reason}. Check that it runs and that host and port are
-    right, then try again."""
+    """The database cannot be reached: {reason}. Check that it is there and that the URL is right,
+    then try again."""
 
     retriable: ClassVar[bool] = True
 

@@ -18,6 +18,7 @@ from retold.errors import (
     AccessDenied,
     ConnectionLost,
     DatabaseMissing,
+    InvalidURL,
     ReadOnlyStore,
     RetoldError,
     SchemaMissing,
@@ -88,7 +89,7 @@ def connect(url: DatabaseURL) -> PostgresConnection:
         raw = psycopg.connect(**_conninfo(url))
         direct = raw.execute(_SESSION, (raw.info.backend_pid,)).fetchone() is not None
     except psycopg.Error as error:
-        raise translate(error, connecting=True) from error
+        raise _refused(error, url) from error
     raw.prepare_threshold = 1 if direct else None
     return PostgresConnection(raw, direct)
 
@@ -100,7 +101,7 @@ async def connect_async(url: DatabaseURL) -> AsyncPostgresConnection:
         session = await raw.execute(_SESSION, (raw.info.backend_pid,))
         direct = await session.fetchone() is not None
     except psycopg.Error as error:
-        raise translate(error, connecting=True) from error
+        raise _refused(error, url) from error
     raw.prepare_threshold = 1 if direct else None
     return AsyncPostgresConnection(raw, direct)
 
@@ -288,6 +289,12 @@ def translate(error: Exception, *, connecting: bool = False, broken: bool = Fals
     return StoreError(message)
 
 
+def _refused(error: psycopg.Error, url: DatabaseURL) -> RetoldError:
+    if isinstance(error, psycopg.ProgrammingError) and error.sqlstate is None:
+        return InvalidURL(str(url), str(error))  # libpq's word on an option it does not know
+    return translate(error, connecting=True)
+
+
 def _sqlstate(error: Exception) -> str | None:
     state: str | None = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
     return state
@@ -296,6 +303,7 @@ def _sqlstate(error: Exception) -> str | None:
 # While connecting, libpq tells by its message alone.
 _SIGNS: Mapping[str, type[StoreError]] = {
     "password authentication failed": AccessDenied,
+    "SASL authentication failed": AccessDenied,  # PgBouncer's
     "no pg_hba.conf entry": AccessDenied,
     "no password supplied": AccessDenied,
     "role ": AccessDenied,

@@ -17,6 +17,24 @@ _SCHEMES = {
     "mariadb": ("mysql", "pymysql"),
 }
 _PORTS = {"postgres": 5432, "mysql": 3306}
+# A misspelt option must not be left out in silence: it might have asked for encryption. PostgreSQL's
+# are libpq's, which refuses those it does not know.
+_OPTIONS = {
+    "sqlite": {"prefix", "timeout", "synchronous"},
+    "mysql": {
+        "prefix",
+        "schema",
+        "connect_timeout",
+        "read_timeout",
+        "write_timeout",
+        "unix_socket",
+        "ssl_ca",
+        "ssl_cert",
+        "ssl_key",
+        "charset",  # always utf8mb4, whatever it says
+    },
+}
+_SECONDS = {"timeout", "connect_timeout", "read_timeout", "write_timeout"}
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,47}")
 
 
@@ -47,19 +65,27 @@ def parse_url(url: str) -> DatabaseURL:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
-        raise InvalidURL(shown, str(error)) from None
+    except ValueError:  # its text may quote a part of the password
+        raise InvalidURL(shown, "its host or port cannot be read; " + _ESCAPE) from None
     scheme, _, tool = parts.scheme.partition("+")
     if scheme not in _SCHEMES:
         raise InvalidURL(shown, f"the scheme {parts.scheme!r} names no database retold knows")
     kind, client = _SCHEMES[scheme]
-    if (kind == "mysql" and tool == "mysqlclient") or tool == "mysqldb":
+    if kind == "mysql" and tool in ("mysqlclient", "mysqldb"):
         client = "mysqlclient"
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     schema, prefix = options.pop("schema", ""), options.pop("prefix", "")
     for name, word in (("schema", schema), ("prefix", prefix)):
         if word and not _WORD.fullmatch(word):
             raise InvalidURL(shown, f"{name}={word!r} is no plain SQL name")
+    for name, value in options.items():
+        if name not in _OPTIONS.get(kind, options):
+            known = ", ".join(sorted(_OPTIONS[kind]))
+            raise InvalidURL(shown, f"there is no option {name!r}, only {known}")
+        if name in _SECONDS and not re.fullmatch(
+            r"\d+(\.\d+)?" if kind == "sqlite" else r"\d+", value
+        ):
+            raise InvalidURL(shown, f"{name}={value!r} is no number of seconds")
     if kind == "sqlite":
         if schema:
             raise InvalidURL(shown, "SQLite has no schemas, use prefix=")
@@ -74,6 +100,8 @@ def parse_url(url: str) -> DatabaseURL:
     database = unquote(parts.path).lstrip("/")
     if not database:
         raise InvalidURL(shown, "it names no database")
+    if "@" in parts.path:
+        raise InvalidURL(shown, "its user and password cannot be told from its host; " + _ESCAPE)
     return DatabaseURL(
         kind,
         client,
@@ -88,6 +116,10 @@ def parse_url(url: str) -> DatabaseURL:
     )
 
 
+_ESCAPE = "write special characters of user and password as %40 (for @), %2F (/), %3A (:), %23 (#)"
+
+
 def _without_password(url: str) -> str:
-    hidden = re.sub(r"(?<=:)[^:/@]*(?=@)|(?<=:)[^/]*(?=@)", "***", url, count=1)
+    # From the first colon behind the user to the last @: rather too much than too little.
+    hidden = re.sub(r"^((?:[^:/]*://)?[^:]*:).*@", r"\1***@", url, flags=re.DOTALL)
     return re.sub(r"(?i)(password|passwd|pwd|sslkey)=[^&]*", r"\1=***", hidden)
