@@ -35,18 +35,23 @@ def _driver_module(url: DatabaseURL) -> ModuleType:
     return import_module(f"retold.drivers.{_MODULES[url.client]}")
 
 
-def open_driver(url: DatabaseURL) -> BlockingDriver:
+def open_driver(url: DatabaseURL, *, migrates_new_file: bool = True) -> BlockingDriver:
     """A blocking driver. No I/O yet."""
     module = _driver_module(url)
     dialect = dialect_for(url)
     if url.database_kind == "sqlite":
-        connect = partial(_sqlite, module, url, dialect)
+        connect = partial(_sqlite if migrates_new_file else _bare_sqlite, module, url, dialect)
         return BlockingDriver(dialect, connect, partial(module.listen, url.database))
     return BlockingDriver(dialect, partial(module.connect, url))
 
 
-def _sqlite(module: Any, url: DatabaseURL, dialect: Dialect) -> OwnConnection:
+def _bare_sqlite(module: Any, url: DatabaseURL, dialect: Dialect) -> OwnConnection:
     connection: OwnConnection = module.SqliteConnection(url, dialect)
+    return connection
+
+
+def _sqlite(module: Any, url: DatabaseURL, dialect: Dialect) -> OwnConnection:
+    connection = _bare_sqlite(module, url, dialect)
     # A new file migrates itself; one that holds anything is the user's to migrate.
     (found,) = connection.execute([Statement("SELECT count(*) FROM sqlite_master")])
     if found.rows[0][0] == 0:

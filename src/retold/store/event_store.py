@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import threading
 import time
@@ -34,7 +35,7 @@ from retold.store.driver import (
     adrive,
     drive,
 )
-from retold.store.migrations import migrate, pending
+from retold.store.migrations import collation, migrate, pending, script, step_names
 from retold.store.plans import Settings, Verbs, forget_handled
 from retold.store.repository import AsyncRepository, Repository
 from retold.store.running import Runnable, run_all
@@ -230,11 +231,35 @@ class EventStore(_Store):
         Idempotent, and safe when two processes migrate at once. Raises SchemaForeign when a table
         of one of our names was made by something else.
         """
-        return self._driver.run(migrate(self._driver.dialect))
+        with self._schema_driver() as driver:
+            return driver.run(migrate(driver.dialect))
 
     def pending_migrations(self) -> list[str]:
-        """The names of the steps `migrate` would apply."""
-        return self._driver.run(pending(self._driver.dialect))
+        """The names of the steps `migrate` would apply. Changes nothing."""
+        if self._url.database_kind == "sqlite" and not os.path.exists(self._url.database):
+            return step_names(self._driver.dialect)
+        with self._schema_driver() as driver:
+            return driver.run(pending(driver.dialect))
+
+    def migration_script(self) -> str:
+        """All statements that make the tables, for somebody who runs them by hand.
+
+        Connects to MySQL and MariaDB only, whose names for a collation by bytes differ.
+        """
+        dialect = self._driver.dialect
+        if dialect.name != "mysql":
+            return script(dialect, "")
+        with self._schema_driver() as driver:
+            return script(dialect, driver.run(collation(dialect)))
+
+    @contextmanager
+    def _schema_driver(self) -> Generator[BlockingDriver]:
+        """A driver that leaves even a new SQLite file as it is."""
+        driver = open_driver(self._url, migrates_new_file=False)
+        try:
+            yield driver
+        finally:
+            driver.close()
 
     def prune_handled(self, older_than: timedelta = timedelta(days=30)) -> int:
         """Forget keys handled longer ago than this; returns how many.
@@ -355,11 +380,15 @@ class AsyncEventStore(_Store):
 
     async def migrate(self) -> list[str]:
         """As EventStore.migrate."""
-        return await self._driver.run(migrate(self._driver.dialect))
+        return await asyncio.to_thread(self.blocking().migrate)
 
     async def pending_migrations(self) -> list[str]:
         """As EventStore.pending_migrations."""
-        return await self._driver.run(pending(self._driver.dialect))
+        return await asyncio.to_thread(self.blocking().pending_migrations)
+
+    async def migration_script(self) -> str:
+        """As EventStore.migration_script."""
+        return await asyncio.to_thread(self.blocking().migration_script)
 
     async def prune_handled(self, older_than: timedelta = timedelta(days=30)) -> int:
         """As EventStore.prune_handled."""

@@ -47,6 +47,9 @@ class Migration:
     name: str
     statements: tuple[tuple[str, str], ...]
 
+    def __str__(self) -> str:
+        return f"{self.number:04d}_{self.name}"
+
 
 def migrations(dialect: Dialect, collation: str = "utf8mb4_bin") -> list[Migration]:
     """Every step of a dialect, in order."""
@@ -82,8 +85,7 @@ def migrate(dialect: Dialect) -> Plan[list[str]]:
     sql = dialect.queries
     yield [Statement(part) for part in sql["migrations_begin"].split(";")]
     try:
-        (flavour,) = yield [Statement(sql["collation"])]
-        steps = migrations(dialect, str(flavour.rows[0][0]))
+        steps = migrations(dialect, (yield from collation(dialect)))
         applied, adopted = yield from _inspect(dialect)
         if not applied:
             if dialect.create_schema:
@@ -96,7 +98,7 @@ def migrate(dialect: Dialect) -> Plan[list[str]]:
             yield [Statement(text) for table, text in step.statements if table not in adopted]
             row = (step.number, step.name, int(time.time() * 1000))
             yield [Statement(sql["migrations_record"], row)]
-            done.append(f"{step.number:04d}_{step.name}")
+            done.append(str(step))
     except Exception:
         yield [Statement(sql["migrations_abort"])]
         raise
@@ -107,7 +109,18 @@ def migrate(dialect: Dialect) -> Plan[list[str]]:
 def pending(dialect: Dialect) -> Plan[list[str]]:
     """The names of the steps not yet applied."""
     applied, _ = yield from _inspect(dialect)
-    return [f"{m.number:04d}_{m.name}" for m in migrations(dialect) if m.number not in applied]
+    return [str(step) for step in migrations(dialect) if step.number not in applied]
+
+
+def step_names(dialect: Dialect) -> list[str]:
+    """The names of all steps."""
+    return [str(step) for step in migrations(dialect)]
+
+
+def collation(dialect: Dialect) -> Plan[str]:
+    """The collation that compares text by bytes and pads nothing, as this server calls it."""
+    (found,) = yield [Statement(dialect.queries["collation"])]
+    return str(found.rows[0][0])
 
 
 def script(dialect: Dialect, collation: str) -> str:
@@ -116,7 +129,7 @@ def script(dialect: Dialect, collation: str) -> str:
     if dialect.create_schema:
         lines.insert(0, dialect.create_schema + ";")
     for step in migrations(dialect, collation):
-        lines.append(f"-- {step.number:04d}_{step.name}")
+        lines.append(f"-- {step}")
         lines += [text + ";" for _, text in step.statements]
         record = f"VALUES ({step.number}, '{step.name}', 0)"
         lines.append(dialect.queries["migrations_record"].partition("VALUES")[0] + record + ";")
