@@ -1,0 +1,51 @@
+"""`retold migrate`: create or update the store's tables."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from retold.errors import UsageError
+from retold.store.event_store import EventStore
+
+if TYPE_CHECKING:
+    import argparse
+
+VARIABLE = "RETOLD_DATABASE_URL"
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "migrate",
+        help="create or update the store's tables",
+        description="Create or update the store's tables. Safe to repeat, and to run twice at once.",
+        epilog=f"A password in --database shows in the list of processes; in {VARIABLE} it does not.",
+    )
+    parser.add_argument("--database", metavar="URL", help=f"the database; default: ${VARIABLE}")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--check", action="store_true", help="change nothing; exit 1 when something is pending"
+    )
+    what.add_argument(
+        "--sql", action="store_true", help="change nothing; print all statements, for a run by hand"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(chosen: argparse.Namespace) -> int:
+    url = chosen.database or os.environ.get(VARIABLE)
+    if not url:
+        raise UsageError(f"no database is named: pass --database URL or set {VARIABLE}")
+    store = EventStore(url)
+    try:
+        if chosen.sql:
+            print(store.migration_script(), end="")
+            return 0
+        steps = store.pending_migrations() if chosen.check else store.migrate()
+    finally:
+        store.close()
+    for step in steps:
+        print("pending" if chosen.check else "applied", step)
+    if not steps:
+        print("nothing to do: the tables are up to date")
+    return 1 if chosen.check and steps else 0
