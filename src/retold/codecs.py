@@ -36,7 +36,7 @@ class Codec:
 
     def __init__(self) -> None:
         self._encodes: dict[type, Callable[[Any], Any]] = {}
-        self._decodes: dict[type, Callable[[Any], Any]] = {}
+        self._decodes: dict[type, Callable[[Any, Any], Any]] = {}
         self._encoder = msgspec.json.Encoder(enc_hook=self._encode_own)
         # Classes come and go in tests and notebooks; a decoder goes with its class.
         self._decoders: weakref.WeakKeyDictionary[type, msgspec.json.Decoder[Any]] = (
@@ -51,6 +51,12 @@ class Codec:
         back. Values are compared with `==` after a round trip, so the type needs an `__eq__`.
         Raises DefinitionError for a type that has a JSON form already (dataclasses, enums, …).
         """
+        return self.add_family(cls, encode=encode, decode=lambda _, kept: decode(kept))
+
+    def add_family(
+        self, cls: type[T], *, encode: Callable[[T], Any], decode: Callable[[type[T], Any], T]
+    ) -> Codec:
+        """As `add`, for subclasses that differ: `decode` is also told which of them to make."""
         if not isinstance(msgspec.inspect.type_info(cls), msgspec.inspect.CustomType):
             raise DefinitionError(
                 f"{cls.__qualname__} is kept as JSON already, field by field, so these functions "
@@ -71,7 +77,7 @@ class Codec:
         for known in cls.__mro__:
             decode = self._decodes.get(known)
             if decode is not None:
-                return decode(value)
+                return decode(cls, value)
         raise TypeError(f"no JSON form is known for {cls.__qualname__}")
 
     def encode(self, value: object) -> bytes:
@@ -144,7 +150,7 @@ class Codec:
 
     def _naive_datetime(self, value: object) -> bool:
         plain = msgspec.to_builtins(value, builtin_types=(datetime,), enc_hook=self._encode_own)
-        return _holds_naive(plain)
+        return holds_naive(plain)
 
 
 def equal(left: object, right: object) -> bool:
@@ -195,12 +201,13 @@ def _mentions_datetimes(info: object, seen: set[int]) -> bool:
     return False
 
 
-def _holds_naive(value: object) -> bool:
+def holds_naive(value: object) -> bool:
+    """Whether a datetime without a time zone lies somewhere in builtin containers."""
     if isinstance(value, datetime):
         return value.tzinfo is None
     if isinstance(value, dict):
         items = cast("dict[object, object]", value)
-        return any(_holds_naive(k) or _holds_naive(v) for k, v in items.items())
+        return any(holds_naive(k) or holds_naive(v) for k, v in items.items())
     if isinstance(value, (list, tuple, set, frozenset)):
-        return any(_holds_naive(item) for item in cast("list[object]", value))
+        return any(holds_naive(item) for item in cast("list[object]", value))
     return False
