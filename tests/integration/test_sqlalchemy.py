@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -730,22 +729,3 @@ def test_alembic_knows_prefix_and_schema() -> None:
     assert keeps("events", "es")
     # PostgreSQL has no table of this name, so one is the user's.
     assert keeps("es_subscriptions", "es")
-
-
-# --- the how-to ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", [0, 1])
-def test_the_examples_run(number: int, tmp_path: Path) -> None:
-    page = Path(__file__).parents[2] / "docs" / "how-to" / "sqlalchemy.md"
-    examples = [part.partition("```")[0] for part in page.read_text().split("```python\n")[1:]]
-    complete = [example for example in examples if "import " in example]
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", complete[number]],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "70 left, orders: [1]\n"
