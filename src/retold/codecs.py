@@ -28,6 +28,8 @@ _REFUSALS = (
     ArithmeticError,  # a signalling NaN, a datetime beyond the calendar
     RecursionError,
 )
+# A key and never a value: inside a text its quotes are escaped (docs/adr/0007-personal-data.md).
+_RESERVED = b'"$personal":'
 _JSON_PATH = re.compile(r"`\$\.([^.`\[]+)")
 
 
@@ -111,6 +113,8 @@ class Codec:
             raise self._refusal(value, what, "it is not equal to itself after JSON")
         if naive:
             raise self._refusal(value, what, "it holds a datetime without a time zone")
+        if _RESERVED in encoded:
+            raise self._refusal(value, what, "the key '$personal' is kept for encrypted values")
         return encoded
 
     def _refusal(self, value: object, what: str, reason: str) -> NotStorable:
