@@ -16,7 +16,7 @@ promises:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
@@ -90,10 +90,6 @@ class Driver(Protocol):
     def transaction(self) -> AbstractContextManager[Connection]:
         """A connection inside a transaction: committed at the end of the block, rolled back by an
         exception. Raises OutcomeUnknown when the connection breaks at the commit."""
-        ...
-
-    def script(self, statements: Iterator[str]) -> None:
-        """Run schema statements, each by itself."""
         ...
 
     def close(self) -> None: ...
