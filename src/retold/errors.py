@@ -51,8 +51,8 @@ class UsageError(RetoldError, TypeError):
 
 @dataclass(eq=False)
 class MissingExtra(RetoldError, ImportError):
-    """{need} needs the package {package!r}, which is not installed:
-    pip install 'retold[{extra}]'"""
+    """{need} needs the package {package!r}, which is not installed. Run: pip install
+    'retold[{extra}]'"""
 
     need: str
     package: str

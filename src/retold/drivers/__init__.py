@@ -31,7 +31,7 @@ def _driver_module(url: DatabaseURL) -> ModuleType:
         try:
             import_module(package)
         except ImportError:
-            raise MissingExtra(f"{url.database_kind}:// URLs", package, extra) from None
+            raise MissingExtra(f"a {url.database_kind}:// URL", package, extra) from None
     return import_module(f"retold.drivers.{_MODULES[url.client]}")
 
 
