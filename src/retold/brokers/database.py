@@ -9,6 +9,7 @@ machine.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
@@ -27,12 +28,13 @@ from retold.store.driver import Batch, Plan, Result, Statement
 
 Start = Literal["beginning", "now"] | datetime
 
-LEASE_MS = 30_000
-_RENEW_S = 8.0
+LEASE_S = 30.0
+"""How long a member that is not heard of keeps the subscription; it renews four times as often."""
 _IDLE_S = 0.04
 """How often another process's commits are looked for."""
 _STANDBY_S = 0.25
 _PARTITION = 0
+_log = logging.getLogger("retold.subscriptions")
 
 
 class DatabaseConsumer:
@@ -57,8 +59,12 @@ class DatabaseConsumer:
         self._topics = msgspec.json.encode(sorted(topics)).decode()
         self._types = msgspec.json.encode(sorted(event_types)).decode()
         self._start: Start = start
-        self._owner = f"{_process_identity(os.getpid())}/{secrets.token_hex(4)}"
-        self._assigned = False
+        self._lease_s = LEASE_S
+        self._process = process_identity(os.getpid())
+        # The text in the owner column while the lease is held: a new one for each claim, so that
+        # nobody takes one of this member's leases for another.
+        self._owner: str | None = None
+        self._owner_lock = threading.Lock()
         self._position = 0
         self._bell = threading.Event()
         self._closed = threading.Event()
@@ -69,20 +75,20 @@ class DatabaseConsumer:
 
     @property
     def assigned(self) -> bool:
-        return self._assigned
+        return self._owner is not None
 
     def poll(self, limit: int, timeout: float) -> Sequence[Message]:
         deadline = time.monotonic() + timeout
         while True:
             self._bell.clear()
-            if self._assigned or self._claim():
+            if self.assigned or self._claim():
                 messages = self._read(limit)
                 if messages:
                     return messages
             left = deadline - time.monotonic()
             if left <= 0 or self._closed.is_set():
                 return ()
-            self._bell.wait(min(left, _IDLE_S if self._assigned else _STANDBY_S))
+            self._bell.wait(min(left, _IDLE_S if self.assigned else _STANDBY_S))
 
     def _read(self, limit: int) -> list[Message]:
         end = self._value(Statement(self._sql["log_end"]))
@@ -107,20 +113,24 @@ class DatabaseConsumer:
         position = positions.get(_PARTITION)
         if position is None:
             return
-        lease = _now() + LEASE_MS
-        params = (position, lease, self._name, _PARTITION, self._owner)
+        owner = self._owner
+        if owner is None:
+            raise AssignmentLost(self._name)
+        params = (position, self._lease_until(), self._name, _PARTITION, owner)
         (saved,) = self._driver.run(_batch(Statement(self._sql["subscription_save"], params)))
         if saved.rowcount != 1:
-            self._assigned = False
+            self._lost(owner)
             raise AssignmentLost(self._name)
 
     def _claim(self) -> bool:
-        row = self._driver.run(self._claim_plan())
-        if row is not None:
-            self._assigned, self._position = True, row
-        return self._assigned
+        owner = f"{self._process}/{secrets.token_hex(4)}"
+        position = self._driver.run(self._claim_plan(owner))
+        if position is not None:
+            self._position, self._owner = position, owner
+        return self.assigned
 
-    def _claim_plan(self) -> Plan[int | None]:
+    def _claim_plan(self, mine: str) -> Plan[int | None]:
+        """Take a lease that nobody holds; the position it begins behind, None if somebody does."""
         sql, at = self._sql, (self._name, _PARTITION)
         (found,) = yield [Statement(sql["subscription"], at)]
         if not found.rows:
@@ -130,10 +140,11 @@ class DatabaseConsumer:
                 Statement(sql["subscription"], at),
             ]
         position, owner, lease_until = found.rows[0]
-        if owner is not None and lease_until > _now() and not _is_gone(owner):
+        if owner is not None and lease_until > _now() and not is_gone(owner):
             return None
-        mine = (self._owner, _now() + LEASE_MS)
-        claim = Statement(sql["subscription_claim"], (*mine, *at, owner, lease_until))
+        # Only from what was just read: of two members one wins, and the position is the newest.
+        read = (*at, owner, lease_until, position)
+        claim = Statement(sql["subscription_claim"], (mine, self._lease_until(), *read))
         (claimed,) = yield [claim]
         return int(position) if claimed.rowcount == 1 else None
 
@@ -147,18 +158,30 @@ class DatabaseConsumer:
             (found,) = yield [Statement(self._sql["log_end"])]
         return int(found.rows[0][0])
 
+    def _lease_until(self) -> int:
+        return _now() + int(self._lease_s * 1000)
+
     def _renew(self) -> None:
-        while not self._closed.wait(_RENEW_S):
-            if not self._assigned:
+        while not self._closed.wait(self._lease_s / 4):
+            owner = self._owner
+            if owner is None:
                 continue
-            params = (_now() + LEASE_MS, self._name, _PARTITION, self._owner)
+            params = (self._lease_until(), self._name, _PARTITION, owner)
             renew = Statement(self._sql["subscription_renew"], params)
             try:
                 (renewed,) = self._driver.run(_batch(renew))
-            except RetoldError:
-                continue  # the lease runs on; the next commit will tell
-            if renewed.rowcount != 1:
-                self._assigned = False
+            except RetoldError as error:
+                # The lease runs on for a while; if it runs out, the next commit will tell.
+                _log.warning("%s: the lease was not renewed: %s", self._name, error)
+            else:
+                if renewed.rowcount != 1:
+                    self._lost(owner)
+
+    def _lost(self, owner: str) -> None:
+        """Give up a lease that another member took; a newer one of this member's stays."""
+        with self._owner_lock:
+            if self._owner == owner:
+                self._owner = None
 
     def _value(self, statement: Statement) -> int:
         (result,) = self._driver.run(_batch(statement))
@@ -170,10 +193,15 @@ class DatabaseConsumer:
     def close(self) -> None:
         self._closed.set()
         self._bell.set()
-        if self._assigned:
-            self._assigned = False
-            params = (self._name, _PARTITION, self._owner)
-            self._driver.run(_batch(Statement(self._sql["subscription_release"], params)))
+        self._renewer.join()  # it must not use the store any more when this returns
+        owner, self._owner = self._owner, None
+        if owner is None:
+            return
+        release = Statement(self._sql["subscription_release"], (self._name, _PARTITION, owner))
+        try:
+            self._driver.run(_batch(release))
+        except RetoldError as error:
+            _log.warning("%s: others must wait for the lease to run out: %s", self._name, error)
 
 
 def _batch(*statements: Statement) -> Plan[Sequence[Result]]:
@@ -185,27 +213,35 @@ def _now() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _process_identity(pid: int) -> str:
+def process_identity(pid: int) -> str:
     """Machine, process namespace, pid and start time; a later process with this pid differs."""
     try:
         namespace = os.readlink("/proc/self/ns/pid")
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            started = file.read().rpartition(")")[2].split()[19]
+        started = _stat(pid)[19]
     except (OSError, IndexError):
         namespace, started = "-", "-"
     return f"{socket.gethostname()}/{namespace}/{pid}/{started}"
 
 
-def _is_gone(owner: str) -> bool:
+def _stat(pid: int) -> list[str]:
+    """What /proc says of a process, from its state on."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+        return file.read().rpartition(")")[2].split()
+
+
+def is_gone(owner: str) -> bool:
     """Whether an owner ran on this machine and provably runs no more."""
-    host, namespace, pid, started, _ = owner.split("/")
-    mine = _process_identity(os.getpid()).split("/")
-    if [host, namespace] != mine[:2] or not pid.isdigit():
+    parts = owner.split("/")
+    mine = process_identity(os.getpid()).split("/")
+    if os.name != "posix" or len(parts) != 5 or parts[:2] != mine[:2] or not parts[2].isdigit():
         return False
+    pid, started = int(parts[2]), parts[3]
     try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
+        os.kill(pid, 0)
+        stat = [] if started == "-" else _stat(pid)
+    except (ProcessLookupError, FileNotFoundError):
         return True
-    except OSError:
+    except OSError:  # somebody else's, so it is there
         return False
-    return _process_identity(int(pid)).split("/")[3] != started
+    # A dead process whose parent has not asked for it yet is gone once its last thread is.
+    return bool(stat) and (stat[19] != started or (stat[0] in "ZX" and int(stat[17]) <= 1))

@@ -158,7 +158,7 @@ SELECT position, owner, lease_until FROM {subscriptions} WHERE name = ? AND part
 
 -- subscription_claim --
 UPDATE {subscriptions} SET owner = ?, lease_until = ?
-WHERE name = ? AND partition = ? AND owner IS ? AND lease_until = ?
+WHERE name = ? AND partition = ? AND owner IS ? AND lease_until = ? AND position = ?
 
 -- subscription_renew --
 UPDATE {subscriptions} SET lease_until = ? WHERE name = ? AND partition = ? AND owner = ?
