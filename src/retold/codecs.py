@@ -135,14 +135,18 @@ class Codec:
                 return name
         try:
             decoded = self.decoder(cls)(self._encoder.encode(value))
-            for name in names:
-                if not equal(getattr(decoded, name), getattr(value, name)):
-                    return name
         except _REFUSALS:
             path = _JSON_PATH.search(reason)
             json_names: tuple[str, ...] = getattr(cls, "__struct_encode_fields__", ())
             if path is not None and path[1] in json_names:
                 return names[json_names.index(path[1])]
+            return ""
+        for name in names:
+            try:
+                if not equal(getattr(decoded, name), getattr(value, name)):
+                    return name
+            except _REFUSALS:
+                return name
         return ""
 
     def _may_hold_datetimes(self, cls: type) -> bool:
