@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         """
 
         __event_name__: ClassVar[str]
+        __event_names__: ClassVar[tuple[str, ...]]
         __struct_fields__: ClassVar[tuple[str, ...]]
 
         def __init_subclass__(

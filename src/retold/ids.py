@@ -98,7 +98,7 @@ _living: weakref.WeakSet[EventIds] = weakref.WeakSet()
 
 def _after_fork() -> None:
     for generator in _living:
-        generator._begin()  # pyright: ignore[reportPrivateUsage]
+        generator._begin()
 
 
 if hasattr(os, "register_at_fork"):

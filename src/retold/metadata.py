@@ -37,7 +37,7 @@ def metadata(**values: str) -> Generator[None]:
     (`retold_…`) and for more than 64,000 bytes in all.
     """
     for key, value in values.items():
-        if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(value, str):
             raise InvalidValue(
                 f"metadata {key!r} is {type(value).__name__}; metadata holds text only, so pass "
                 "str(…) of it"

@@ -77,16 +77,16 @@ def _shape(part: object, above: tuple[object, ...]) -> object:
 
 def encode_state(state: Aggregate, codec: Codec) -> str | None:
     """The JSON of a state, or None (and a warning) for one that does not survive JSON."""
-    bound = state._bound  # pyright: ignore[reportPrivateUsage]
+    bound = state._bound
     # the binding is no part of the state
-    state._bound = cast("Any", msgspec.UNSET)  # pyright: ignore[reportPrivateUsage]
+    state._bound = cast("Any", msgspec.UNSET)
     try:
         return codec.encode_checked(state, f"a snapshot of {state.__entity_type__}").decode()
     except NotStorable as error:
         _log.warning("no snapshot of %s %s: %s", state.__entity_type__, bound.id, error.reason)
         return None
     finally:
-        state._bound = bound  # pyright: ignore[reportPrivateUsage]
+        state._bound = bound
 
 
 def decode_state(cls: type[A], entity_id: str, text: str, codec: Codec) -> A | None:

@@ -89,7 +89,7 @@ def _cast(codec: Codec, old: Event | Raw, depth: int) -> Iterator[Event]:
     if cast is None:
         return
     for part in [cast] if isinstance(cast, (Event, Raw)) else cast:
-        if not isinstance(part, (Event, Raw)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(part, (Event, Raw)):
             raise TypeError(
                 f"the upcaster of {old.name!r} returned {type(part).__name__}; it returns an "
                 "event, a Raw, a list of these, or None"

@@ -33,7 +33,7 @@ class Append(NamedTuple):
     expected: str | None
     ids: list[str]
     names: list[str]
-    datas: list[str]
+    bodies: list[str]
     trigger: str | None
     metadata: str | None
     handled: Handled | None
@@ -77,7 +77,7 @@ def append_step_by_step(queries: Mapping[str, str], change: Append, owned: bool)
             (change.ids[-1], change.entity_type, change.entity_id, change.expected),
         )
     insert = queries["insert_event"]
-    for event_id, name, data in zip(change.ids, change.names, change.datas, strict=True):
+    for event_id, name, data in zip(change.ids, change.names, change.bodies, strict=True):
         rows.append(
             Statement(
                 insert,
@@ -134,10 +134,10 @@ def append_in_one_statement(queries: Mapping[str, str], change: Append, owned: b
             params = [*at, change.expected, *marker, change.ids[-1], *at]
     shared = (change.entity_type, change.entity_id, change.trigger, change.metadata)
     if len(change.ids) == 1:
-        params += [change.ids[0], change.names[0], change.datas[0], *shared]
+        params += [change.ids[0], change.names[0], change.bodies[0], *shared]
     else:
         name += "_many"
-        params += [*shared, change.ids, change.names, change.datas]
+        params += [*shared, change.ids, change.names, change.bodies]
     try:
         (appended,) = yield [Statement(queries[name], params)]
     except UniqueViolation:

@@ -334,7 +334,8 @@ class Verbs(Generic[A]):
             yield from self._persist(
                 lambda attempt: self._update(
                     id, options, attempt, command, args, kwargs, may_create=True
-                )
+                ),
+                once=options.expected is not None,
             )
         )
 
@@ -455,11 +456,14 @@ class Verbs(Generic[A]):
         changed = self._run(loaded, command, args, kwargs)
         if not changed.events and not loaded.version:
             raise NothingEmitted(self.entity_type, _name_of(command))
-        return (
-            yield from self._write(
-                loaded.version or None, loaded, changed, options, attempt, command
-            )
-        )
+        expected = loaded.version or None
+        try:
+            return (yield from self._write(expected, loaded, changed, options, attempt, command))
+        except EntityExists as error:
+            if error.hint:
+                raise
+            # Somebody created it between our look and our append: look again.
+            raise VersionConflict(self.entity_type, id, "", "(created meanwhile)") from error
 
     def _duplicate(
         self, id: str, key: str, command: Callable[..., R], recorded: str
@@ -528,7 +532,7 @@ class Verbs(Generic[A]):
         command: Callable[..., object],
     ) -> Append:
         settings = self._settings
-        datas: list[str] = []
+        bodies: list[str] = []
         names: list[str] = []
         for event in events:
             name = event_name(event)
@@ -536,7 +540,7 @@ class Verbs(Generic[A]):
             if len(encoded) > settings.max_event_bytes:
                 raise EventTooLarge(name, len(encoded), settings.max_event_bytes)
             names.append(name)
-            datas.append(encoded.decode())
+            bodies.append(encoded.decode())
         ids, now = settings.ids.mint(max(1, len(events)), expected or "")
         metadata = current_metadata()
         ahead = milliseconds(ids[0]) - now
@@ -560,7 +564,7 @@ class Verbs(Generic[A]):
             expected,
             ids if events else [],
             names,
-            datas,
+            bodies,
             options.trigger or options.key,
             encode_metadata(metadata),
             handled,
