@@ -6,6 +6,7 @@ attributes, errors survive pickling, and `retriable` says whether the same call 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from inspect import cleandoc
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ class RetoldError(Exception):
 
     def __str__(self) -> str:
         template = type(self).__doc__
-        if template is None:  # python -OO
+        if template is None or sys.flags.optimize > 1:  # -OO: dataclass makes up docstrings
             return f"{type(self).__name__}: {vars(self)}"
         return " ".join(cleandoc(template).format_map(vars(self)).split())
 
@@ -332,3 +333,119 @@ class AssignmentLost(RetoldError):
 
     retriable: ClassVar[bool] = True
     subscription: str
+
+
+# --- the relay ----------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class RelayStopped(RetoldError):
+    """The relay stopped, and skipped nothing: {reason}"""
+
+    reason: str
+
+
+@dataclass(eq=False)
+class LogUnsuitable(RelayStopped):
+    """The database's log cannot be followed: {reason}. Run retold doctor to see all that a relay
+    needs."""
+
+
+@dataclass(eq=False)
+class LogUnreadable(RelayStopped):
+    """The log holds what the relay must not guess at, at {place}: {reason}. Nothing behind it was
+    published. Mend the cause, then run retold relay --resync, which publishes from the table what
+    is missing."""
+
+    place: str
+
+
+@dataclass(eq=False)
+class LogPurged(RelayStopped):
+    """The database no longer has its log from the saved position on: {reason}. Run retold relay
+    --resync, which publishes from the table what is missing, and let the database keep its log for
+    longer than a relay may be down."""
+
+
+@dataclass(eq=False)
+class LogReplaced(RelayStopped):
+    """The saved position belongs to another log: {reason}. Check the URL and the relay's name. If
+    the database was moved or restored on purpose, run retold relay --resync."""
+
+
+@dataclass(eq=False)
+class LogRewound(RelayStopped):
+    """The database was set back to before what is published already: {reason}. Kafka holds events
+    that the database has lost. Restore them, or run retold relay --accept-rewind, which lists them
+    and goes on."""
+
+
+@dataclass(eq=False)
+class PositionMissing(RelayStopped):
+    """Kafka holds no position of the relay {name!r}, but {topic!r} holds events: {reason}. Check
+    the relay's name. If the position is lost, run retold relay --resync, which publishes from the
+    table what is missing."""
+
+    name: str
+    topic: str
+
+
+@dataclass(eq=False)
+class PositionUnreadable(RelayStopped):
+    """The position of the relay {name!r} cannot be read: {reason}. A newer retold may have written
+    it. Use that one, or run retold relay --resync."""
+
+    name: str
+
+
+@dataclass(eq=False)
+class TopicChanged(RelayStopped):
+    """The topic {topic!r} had {was} partitions and has {now} now, so the events of an entity would
+    go on in another partition than they began: {reason}. Make a new topic with a relay of another
+    name, or move the events yourself and run retold relay --accept-partitions."""
+
+    topic: str
+    was: int
+    now: int
+
+
+@dataclass(eq=False)
+class RecordTooLarge(RelayStopped):
+    """Kafka refused event {event_id} of {entity_type} {entity_id!r} as too large: {reason}. Raise
+    max.message.bytes of its topic (and message.max.bytes of the relay), then start the relay
+    again."""
+
+    event_id: str
+    entity_type: str
+    entity_id: str
+
+
+@dataclass(eq=False)
+class BrokerRefused(RelayStopped):
+    """Kafka refused: {reason}. Mend the topic, the setting or the permission it names, then start
+    the relay again."""
+
+
+@dataclass(eq=False)
+class BrokerUnavailable(RetoldError):
+    """Kafka cannot be reached: {reason}. Check the address and the security settings, then try
+    again."""
+
+    retriable: ClassVar[bool] = True
+    reason: str
+
+
+@dataclass(eq=False)
+class Fenced(RetoldError):
+    """Another relay of this name began to publish: {reason}. This one may publish no more."""
+
+    retriable: ClassVar[bool] = True
+    reason: str
+
+
+@dataclass(eq=False)
+class LeadershipLost(RetoldError):
+    """The lock that makes this relay the leader was lost: {reason}. Start it again, to stand by."""
+
+    retriable: ClassVar[bool] = True
+    reason: str

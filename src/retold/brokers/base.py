@@ -1,4 +1,14 @@
-"""The seam between what moves events and what handles them.
+"""The seams between the relay, a message broker, and those who handle events.
+
+A *publisher* writes records and the checkpoint that covers them, all or nothing:
+
+* Epoch. `begin` ends whatever an earlier publisher of the same name had under way, so that it can
+  make nothing visible any more, and returns the checkpoint saved last: it covers exactly the
+  records that are visible.
+* Transaction. `publish` writes records in their order, and the checkpoint, in one transaction,
+  durable when the call returns. If it raises, begin again: the checkpoint tells whether the
+  transaction was committed.
+* Reading. Readers see records of committed transactions only (`read_committed`).
 
 A *consumer* hands the messages of some topics to one member of a subscription:
 
@@ -19,9 +29,9 @@ A *consumer* hands the messages of some topics to one member of a subscription:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +49,41 @@ class Message:
     metadata: str | None
     partition: int
     position: int
+
+
+class Record(NamedTuple):
+    """What a publisher writes: an event as its readers get it."""
+
+    topic: str
+    key: bytes
+    value: bytes
+    headers: list[tuple[str, bytes]]
+
+
+class Publisher(Protocol):
+    """Publishes for one relay. Used by one thread."""
+
+    def begin(self) -> bytes | None:
+        """Begin an epoch; the checkpoint saved last, None where this name never saved one.
+
+        Raises BrokerUnavailable, BrokerRefused.
+        """
+        ...
+
+    def partitions(self, topics: Iterable[str]) -> dict[str, int]:
+        """The number of partitions of each topic; a missing one is made first.
+
+        Raises BrokerUnavailable, and BrokerRefused where it may not be made.
+        """
+        ...
+
+    def publish(self, records: Sequence[Record], checkpoint: bytes) -> None:
+        """One transaction. Raises BrokerUnavailable, Fenced, RecordTooLarge, BrokerRefused."""
+        ...
+
+    def close(self) -> None:
+        """End at once; a transaction under way is left to the next epoch to abort."""
+        ...
 
 
 class Consumer(Protocol):

@@ -1,0 +1,90 @@
+"""Positions: how far the relay has come in a log, and which log that is.
+
+A position is saved as JSON with every transaction, in the same Kafka transaction as the events it
+covers. It names its log, so that a relay started on another one, or on one set back, can tell.
+`rows` counts the rows already published of the transaction that begins at the position: 0 but
+inside a transaction too large to be published at once.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from retold.errors import PositionUnreadable
+
+
+class BinlogPosition(msgspec.Struct, frozen=True, omit_defaults=True, tag="binlog"):
+    """A place in the binary log of MySQL or MariaDB.
+
+    flavour: "mysql" or "mariadb". server: MySQL's server_uuid, MariaDB's server_id.
+    gtid: everything up to here, as an executed set (MySQL) or the last of each domain (MariaDB);
+    empty where the server writes none. file, offset: where the next transaction begins.
+    columns: the names of the events table's columns at this place, in order.
+    """
+
+    flavour: str
+    server: str
+    gtid: str
+    file: str
+    offset: int
+    columns: tuple[str, ...] = ()
+    rows: int = 0
+
+
+class WalPosition(msgspec.Struct, frozen=True, omit_defaults=True, tag="wal"):
+    """A place in PostgreSQL's log.
+
+    system: the cluster's system identifier. lsn: behind the commit of the last transaction.
+    """
+
+    system: str
+    timeline: int
+    slot: str
+    lsn: int
+    rows: int = 0
+
+
+class PollingPosition(msgspec.Struct, frozen=True, omit_defaults=True, tag="polling"):
+    """The ids of the events published last, which may not be marked as published yet.
+
+    table: a text that tells the table from others of its kind.
+    """
+
+    table: str
+    ids: tuple[str, ...] = ()
+
+
+Position = BinlogPosition | WalPosition | PollingPosition
+
+
+class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is saved: the position, and what else must not change unnoticed.
+
+    partitions: topic → its number of partitions. catching_up: a first start or a resync began at
+    this position and has not come to its end, so it has to begin again.
+    """
+
+    position: Position
+    partitions: dict[str, int]
+    catching_up: bool = False
+    version: int = 1
+
+
+VERSION = 1
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Checkpoint)
+
+
+def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
+    return _encoder.encode(checkpoint)
+
+
+def decode_checkpoint(name: str, text: bytes) -> Checkpoint:
+    """Raises PositionUnreadable, whose `name` is the relay's."""
+    try:
+        checkpoint = _decoder.decode(text)
+    except msgspec.MsgspecError as error:
+        raise PositionUnreadable(str(error), name) from None
+    if checkpoint.version != VERSION:
+        raise PositionUnreadable(f"it has the version {checkpoint.version}", name)
+    return checkpoint
