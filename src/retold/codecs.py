@@ -30,6 +30,7 @@ _REFUSALS = (
 )
 # A key and never a value: inside a text its quotes are escaped (docs/adr/0007-personal-data.md).
 _RESERVED = b'"$personal":'
+_QUOTED = re.compile(r"^(Invalid enum value) .*?( - at `[^`]*`)?$", re.DOTALL)
 _JSON_PATH = re.compile(r"`\$\.([^.`\[]+)")
 
 
@@ -107,8 +108,13 @@ class Codec:
             naive = self._may_hold_datetimes(cls) and self._naive_datetime(value)
         except _REFUSALS as error:
             arithmetic = isinstance(error, ArithmeticError)
-            reason = "it holds a number or time beyond all bounds" if arithmetic else str(error)
-            raise self._refusal(value, what, reason) from error
+            reason = (
+                "it holds a number or time beyond all bounds"
+                if arithmetic
+                else without_value(error)
+            )
+            own = error.__cause__ if isinstance(error, msgspec.MsgspecError) else error
+            raise self._refusal(value, what, reason) from own
         if not same:
             raise self._refusal(value, what, "it is not equal to itself after JSON")
         if naive:
@@ -187,6 +193,11 @@ def equal(left: object, right: object) -> bool:
     elif is_dataclass(left):
         names = tuple(left.__dataclass_fields__)
     return names != () and all(equal(getattr(left, n), getattr(right, n)) for n in names)
+
+
+def without_value(error: Exception) -> str:
+    """What an error says, but for the one value that msgspec quotes: it may be personal."""
+    return _QUOTED.sub(r"\1\2", str(error))
 
 
 def _mentions_datetimes(info: object, seen: set[int]) -> bool:

@@ -58,7 +58,7 @@ class EventIds:
         # database's comparison of their text.
         fixed = self._fixed_node
         self._node = secrets.randbits(47) if fixed is None else fixed
-        self._raised_node = secrets.randbits(47) if fixed is None else fixed + 1
+        self._raised_node = secrets.randbits(47) if fixed is None else fixed ^ 1 << 46
         self._lock = threading.Lock()
         self._hi = 0
         self._counter = 0

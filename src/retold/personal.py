@@ -9,12 +9,23 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections import deque
 from dataclasses import dataclass
 from inspect import get_annotations
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin, is_typeddict
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ForwardRef,
+    Literal,
+    cast,
+    get_args,
+    get_origin,
+    is_typeddict,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 MASK = "‹personal›"
 
@@ -50,29 +61,40 @@ def personal_fields(cls: type) -> dict[str, Personal]:
     return marked
 
 
-def _marker(hint: Any, owner: type) -> Personal | None:
+def _marker(hint: Any, owner: type, above: tuple[object, ...] = ()) -> Personal | None:
+    if isinstance(hint, ForwardRef):
+        hint = hint.__forward_arg__
     if isinstance(hint, str):
         module = sys.modules.get(owner.__module__)
         try:
             hint = eval(hint, vars(module) if module else {}, dict(vars(owner)))
         except Exception:  # a class local to a function, or one imported for type checkers only
             return _UNREADABLE
+    if any(hint is outer for outer in above):
+        return None
+    parts: list[Any] = []
     if get_origin(hint) is Annotated:
-        for extra in get_args(hint)[1:]:
+        inner, *extras = get_args(hint)
+        for extra in extras:
             if isinstance(extra, Personal):
                 return extra
-    parts = list(get_args(hint))
+        parts.append(inner)
+    elif get_origin(hint) is not Literal:
+        parts += get_args(hint)
+    for named in ("__value__", "__supertype__"):  # type X = …, NewType
+        if not isinstance(hint, type) and hasattr(hint, named):
+            parts.append(getattr(hint, named))
     if is_typeddict(hint):  # its values are plain dicts, which know nothing of their marks
+        owner = hint
         parts += hint.__annotations__.values()
     for part in parts:
-        if isinstance(part, type) or get_origin(part) is not None:
-            found = _marker(part, owner)
-            if found is not None:
-                return found
+        found = _marker(part, owner, (*above, hint))
+        if found is not None:
+            return found
     return None
 
 
-def _fields(value: Any) -> tuple[str, ...] | None:
+def record_fields(value: Any) -> tuple[str, ...] | None:
     """The names of a record's fields; None for a value that is no record."""
     cls = cast("Any", type(value))
     if hasattr(cls, "__struct_fields__"):
@@ -81,6 +103,8 @@ def _fields(value: Any) -> tuple[str, ...] | None:
         names = cls.__dataclass_fields__
     elif hasattr(cls, "__attrs_attrs__"):
         names = (field.name for field in cls.__attrs_attrs__)
+    elif hasattr(cls, "model_fields"):  # pydantic
+        names = cls.model_fields
     elif hasattr(cls, "_fields") and isinstance(value, tuple):
         names = cls._fields
     else:
@@ -90,7 +114,7 @@ def _fields(value: Any) -> tuple[str, ...] | None:
 
 def masked(value: Any) -> str:
     """`repr` of a value with every personal field, however deep, masked."""
-    names = _fields(value)
+    names = record_fields(value)
     cls = cast("type[object]", type(value))
     if names is not None:
         marked = personal_fields(cls)
@@ -99,10 +123,11 @@ def masked(value: Any) -> str:
     if isinstance(value, dict):
         items = cast("dict[object, object]", value).items()
         return "{" + ", ".join(f"{masked(key)}: {masked(item)}" for key, item in items) + "}"
-    if cls in _BRACKETS and value:
-        before, after = _BRACKETS[cls]
-        comma = "," if cls is tuple and len(value) == 1 else ""
-        return before + ", ".join(masked(item) for item in value) + comma + after
+    if isinstance(value, (*_BRACKETS, deque)) and value:
+        parts = [masked(item) for item in cast("Iterable[object]", value)]
+        before, after = _BRACKETS.get(cls, (f"{cls.__name__}([", "])"))
+        comma = "," if cls is tuple and len(parts) == 1 else ""
+        return before + ", ".join(parts) + comma + after
     return repr(value)
 
 
@@ -129,5 +154,5 @@ class _Text:
 def shown(value: Any) -> Iterator[tuple[str, _Text]]:
     """The fields of a record as rich may show them."""
     marked = personal_fields(cast("type[object]", type(value)))
-    for name in _fields(value) or ():
+    for name in record_fields(value) or ():
         yield name, _Text(MASK if name in marked else masked(getattr(value, name)))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
+from retold.codecs import without_value
 from retold.errors import RetoldError, UnknownEvent, UnreadableEvent
 from retold.events import Event
 from retold.ids import milliseconds, moment
@@ -73,7 +74,8 @@ def read_events(
     except RetoldError:
         raise
     except msgspec.MsgspecError as error:
-        raise UnreadableEvent(event_id, entity_type, entity_id, event_type, str(error)) from None
+        reason = without_value(error)
+        raise UnreadableEvent(event_id, entity_type, entity_id, event_type, reason) from None
     except Exception as error:  # an upcaster is the application's code
         raise UnreadableEvent(
             event_id, entity_type, entity_id, event_type, f"{type(error).__name__}: {error}"

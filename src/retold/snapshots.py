@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import msgspec
 from msgspec import inspect
 
+from retold.codecs import without_value
 from retold.errors import DefinitionError, InvalidValue, NotStorable
+from retold.personal import record_fields
 from retold.registry import full_name
 
 if TYPE_CHECKING:
@@ -45,9 +47,10 @@ def snapshot_type(cls: type[Aggregate], codec: Codec) -> str:
     """What marks a snapshot as this class's: its name, and a fingerprint of its schema."""
     info = cast("inspect.StructType", inspect.type_info(cls))
     fields = [field for field in info.fields if field.name != "_bound"]
-    defaults = {f.name: f.default for f in fields if f.default is not msgspec.NODEFAULT}
+    given = [field for field in fields if field.default is not msgspec.NODEFAULT]
     shape = [_shape(fields, ()), cls.__snapshot_version__]
     try:
+        defaults = {field.name: _default(field.default, codec) for field in given}
         canonical = codec.encode([defaults, shape])
     except TypeError as error:
         raise DefinitionError(
@@ -57,6 +60,17 @@ def snapshot_type(cls: type[Aggregate], codec: Codec) -> str:
     return f"{cls.__entity_type__}/{hashlib.sha256(canonical).hexdigest()[:16]}"
 
 
+def _default(value: object, codec: Codec) -> object:
+    """A default whose sets are in the same order in every process."""
+    if isinstance(value, frozenset):
+        items = cast("frozenset[object]", value)
+        return sorted(codec.encode(_default(item, codec)) for item in items)
+    if isinstance(value, tuple):
+        return [_default(item, codec) for item in cast("tuple[object, ...]", value)]
+    names = record_fields(value)
+    return value if names is None else [_default(getattr(value, name), codec) for name in names]
+
+
 def _shape(part: object, above: tuple[object, ...]) -> object:
     """A type as JSON: what decides whether an old snapshot still fits it, and nothing else (no
     docstrings, no addresses)."""
@@ -64,6 +78,8 @@ def _shape(part: object, above: tuple[object, ...]) -> object:
         return [_shape(item, above) for item in cast("list[object]", part)]
     if isinstance(part, inspect.Field):
         return [part.encode_name, _shape(part.type, above)]
+    if isinstance(part, inspect.Metadata):  # a description
+        return _shape(part.type, above)
     if isinstance(part, inspect.Type):
         if any(part is outer for outer in above):
             return type(part).__name__
@@ -98,6 +114,6 @@ def decode_state(cls: type[A], entity_id: str, text: str, codec: Codec) -> A | N
             "the snapshot of %s %s cannot be read (%s); replaying all its events instead",
             cls.__entity_type__,
             entity_id,
-            error,
+            without_value(error),
         )
         return None

@@ -88,7 +88,8 @@ def _cast(codec: Codec, old: Event | Raw, depth: int) -> Iterator[Event]:
     cast = caster(dict(old.data))
     if cast is None:
         return
-    for part in [cast] if isinstance(cast, (Event, Raw)) else cast:
+    parts = cast if isinstance(cast, Sequence) and not isinstance(cast, str) else (cast,)
+    for part in parts:
         if not isinstance(part, (Event, Raw)):
             raise TypeError(
                 f"the upcaster of {old.name!r} returned {type(part).__name__}; it returns an "

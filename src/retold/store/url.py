@@ -35,7 +35,8 @@ _OPTIONS = {
     },
 }
 _SECONDS = {"timeout", "connect_timeout", "read_timeout", "write_timeout"}
-_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,47}")
+# PostgreSQL cuts names off at 63 characters, and the longest table is {prefix}retold_migrations.
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,45}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ class DatabaseURL:
     password: str = field(default="", repr=False)
     schema: str = ""
     prefix: str = ""
-    options: dict[str, str] = field(default_factory=dict[str, str])
+    # libpq takes passwords as options too
+    options: dict[str, str] = field(default_factory=dict[str, str], repr=False)
 
     def __str__(self) -> str:
         if self.database_kind == "sqlite":
@@ -71,6 +73,15 @@ def parse_url(url: str) -> DatabaseURL:
     if scheme not in _SCHEMES:
         raise InvalidURL(shown, f"the scheme {parts.scheme!r} names no database retold knows")
     kind, client = _SCHEMES[scheme]
+    if "#" in url:
+        raise InvalidURL(shown, "what stands behind # would be left out; " + _ESCAPE)
+    rest = url.lstrip()[len(parts.scheme) :]
+    if kind == "sqlite" and not rest.startswith(":///"):
+        raise InvalidURL(shown, "a SQLite path begins after three slashes")
+    if not rest.startswith("://"):
+        raise InvalidURL(shown, "a host begins after two slashes")
+    if kind != "sqlite" and "@" in parts.path + parts.query:
+        raise InvalidURL(shown, "its user and password cannot be told from its host; " + _ESCAPE)
     if kind == "mysql" and tool in ("mysqlclient", "mysqldb"):
         client = "mysqlclient"
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
@@ -89,8 +100,6 @@ def parse_url(url: str) -> DatabaseURL:
     if kind == "sqlite":
         if schema:
             raise InvalidURL(shown, "SQLite has no schemas, use prefix=")
-        if parts.netloc:
-            raise InvalidURL(shown, "a SQLite path begins after three slashes")
         path = unquote(parts.path)[1:]
         if not path or path == ":memory:":
             raise InvalidURL(
@@ -100,8 +109,6 @@ def parse_url(url: str) -> DatabaseURL:
     database = unquote(parts.path).lstrip("/")
     if not database:
         raise InvalidURL(shown, "it names no database")
-    if "@" in parts.path:
-        raise InvalidURL(shown, "its user and password cannot be told from its host; " + _ESCAPE)
     return DatabaseURL(
         kind,
         client,
@@ -116,10 +123,18 @@ def parse_url(url: str) -> DatabaseURL:
     )
 
 
-_ESCAPE = "write special characters of user and password as %40 (for @), %2F (/), %3A (:), %23 (#)"
+_ESCAPE = "write special characters as %40 (for @), %2F (/), %3A (:), %23 (#), %3F (?)"
 
 
 def _without_password(url: str) -> str:
-    # From the first colon behind the user to the last @: rather too much than too little.
-    hidden = re.sub(r"^((?:[^:/]*://)?[^:]*:).*@", r"\1***@", url, flags=re.DOTALL)
-    return re.sub(r"(?i)(password|passwd|pwd|sslkey)=[^&]*", r"\1=***", hidden)
+    hidden = re.sub(r"(?i)(password|passwd|pwd|sslkey)=[^&]*", r"\1=***", url)
+    if "@" in hidden:
+        # From the first colon behind the user to the last @: rather too much than too little.
+        return re.sub(r"^((?:[^:/]*://)?[^:]*:).*@", r"\1***@", hidden, flags=re.DOTALL)
+    # The @ was forgotten: what stands where a port would, and is none.
+    return re.sub(
+        r"^([^:/]*:(?!//)|[^:/]*://[^:/?#\[]*:(?!\d*(?:[/?#]|$))).*",
+        r"\1***",
+        hidden,
+        flags=re.DOTALL,
+    )
