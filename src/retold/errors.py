@@ -410,6 +410,15 @@ class TopicChanged(RelayStopped):
 
 
 @dataclass(eq=False)
+class EventsOutOfOrder(RelayStopped):
+    """{count} events are missing in Kafka behind later ones of their entities: {reason}. Published
+    now they would be out of order. Everything else is published. If out of order is better than
+    missing, run retold relay --resync --fill-holes-out-of-order."""
+
+    count: int
+
+
+@dataclass(eq=False)
 class RecordTooLarge(RelayStopped):
     """Kafka refused event {event_id} of {entity_type} {entity_id!r} as too large: {reason}. Raise
     max.message.bytes of its topic (and message.max.bytes of the relay), then start the relay

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Self
 
+from tests.rig.kafka import GivenKafka, Kafka
 from tests.rig.servers import (
     Given,
     MariaDB,
@@ -28,9 +29,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DATABASES",
+    "KINDS",
     "SERVERS",
     "VARIABLES",
     "Given",
+    "GivenKafka",
+    "Kafka",
     "MariaDB",
     "MySQL",
     "NotPrivate",
@@ -48,9 +52,13 @@ VARIABLES = {
     "postgres15": "RETOLD_TEST_POSTGRES_URL",
     "postgres18": "RETOLD_TEST_POSTGRES18_URL",
     "pgbouncer": "RETOLD_TEST_PGBOUNCER_URL",
+    "kafka": "RETOLD_TEST_KAFKA",
 }
-SERVERS = tuple(VARIABLES)
+# The database servers, and the databases.
+SERVERS = tuple(name for name in VARIABLES if name != "kafka")
 DATABASES = ("sqlite", *SERVERS)
+# All that a test may need.
+KINDS = (*DATABASES, "kafka")
 
 
 class Rig:
@@ -64,8 +72,8 @@ class Rig:
         """Start these at the same time, without waiting for them."""
         with self._lock:
             for name in names:
-                if name not in SERVERS:
-                    raise ValueError(f"no server is called {name!r}: {', '.join(SERVERS)}")
+                if name not in VARIABLES:
+                    raise ValueError(f"no server is called {name!r}: {', '.join(VARIABLES)}")
                 if name not in self._servers:
                     future = Future[Server]()
                     self._servers[name] = future
@@ -74,6 +82,12 @@ class Rig:
     def __getitem__(self, name: str) -> Server:
         self.want([name])
         return self._servers[name].result()
+
+    @property
+    def kafka(self) -> Kafka | GivenKafka:
+        server = self["kafka"]
+        assert isinstance(server, Kafka | GivenKafka)
+        return server
 
     def __enter__(self) -> Self:
         return self
@@ -94,7 +108,7 @@ class Rig:
 
     def _make(self, name: str) -> Server:
         if url := os.environ.get(VARIABLES[name]):
-            return Given(url)
+            return GivenKafka(url) if name == "kafka" else Given(url)
         match name:
             case "mysql8":
                 return MySQL()
@@ -104,5 +118,7 @@ class Rig:
                 return Postgres(15)
             case "postgres18":
                 return Postgres(18)
+            case "kafka":
+                return Kafka()
             case _:
                 return PgBouncer(self["postgres15"])

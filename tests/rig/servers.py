@@ -50,6 +50,13 @@ class Server(ABC):
     def restart(self) -> None:
         """Start it again with the same data and port; ends it properly if it still runs."""
 
+    @abstractmethod
+    def pause(self) -> None:
+        """Freeze it with SIGSTOP: connections stay open, and nothing answers."""
+
+    @abstractmethod
+    def resume(self) -> None: ...
+
     def create_database(self, name: str) -> str:
         """The URL of a new, empty database, for a user with rights on that database only."""
         databases.create(self.url, name, owner=self.user)
@@ -79,6 +86,12 @@ class Given(Server):
     def restart(self) -> None:
         self.kill()
 
+    def pause(self) -> None:
+        self.kill()
+
+    def resume(self) -> None:
+        self.kill()
+
 
 class Private(Server):
     """A server of our own: a free port on loopback, a folder that goes at the end.
@@ -88,6 +101,7 @@ class Private(Server):
 
     name: str
     shutdown: ClassVar[signal.Signals] = signal.SIGTERM
+    _silence: ClassVar[tuple[type[Exception], ...]] = (pymysql.Error, psycopg.Error)
 
     def __init__(self, *options: str) -> None:
         self._options = options
@@ -135,6 +149,18 @@ class Private(Server):
         self._daemon.end(self.shutdown)
         self._launch()
 
+    def pause(self) -> None:
+        assert self._daemon is not None, "not started"
+        self._daemon.send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._daemon is not None, "not started"
+        self._daemon.send(signal.SIGCONT)
+
+    def _ask(self) -> None:
+        """Raise one of `_silence` while the server does not answer."""
+        databases.query(self.url, "SELECT 1")
+
     def _launch(self) -> None:
         assert self._daemon is not None
         self._daemon.start()
@@ -142,8 +168,8 @@ class Private(Server):
         while True:
             self._daemon.check()
             try:
-                databases.query(self.url, "SELECT 1")
-            except (pymysql.Error, psycopg.Error):
+                self._ask()
+            except self._silence:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)

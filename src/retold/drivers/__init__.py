@@ -69,41 +69,40 @@ def open_async_driver(url: DatabaseURL, limit: int) -> AwaitingDriver | Threaded
 
 def join(raw: object, dialect: Dialect) -> Connection:
     """The user's connection as the store's. Raises UsageError for one the store cannot use."""
-    kind, module = _joining(raw, dialect)
+    kind, module = _joining(raw, dialect, "Connection")
     if kind == "sqlite3":
         joined: Connection = module.JoinedSqlite(raw)
     elif kind == "psycopg":
         joined = module.JoinedPostgres(raw)
     else:
-        joined = module.JoinedMySQL(raw)
+        joined = module.JoinedMySQL(raw, import_module(kind))
     return joined
 
 
 def join_async(raw: object, dialect: Dialect) -> AsyncConnection:
     """The user's async connection as the store's (psycopg's AsyncConnection)."""
-    kind, module = _joining(raw, dialect)
-    if kind != "psycopg":
-        raise UsageError(
-            "an AsyncEventStore joins psycopg's AsyncConnection; for another library go through "
-            "SQLAlchemy (retold.contrib.sqlalchemy)"
-        )
+    _, module = _joining(raw, dialect, "AsyncConnection")
     joined: AsyncConnection = module.JoinedAsyncPostgres(raw)
     return joined
 
 
 _PACKAGES = {"sqlite3": "sqlite", "psycopg": "postgres", "pymysql": "mysql", "MySQLdb": "mysql"}
+_JOINABLE = {
+    "Connection": "using(…) takes a connection of sqlite3, psycopg, PyMySQL or mysqlclient, and of "
+    "an AsyncEventStore psycopg's AsyncConnection",
+    "AsyncConnection": "an AsyncEventStore joins psycopg's AsyncConnection; for another library go "
+    "through SQLAlchemy (retold.contrib.sqlalchemy)",
+}
 
 
-def _joining(raw: object, dialect: Dialect) -> tuple[str, ModuleType]:
+def _joining(raw: object, dialect: Dialect, wanted: str) -> tuple[str, ModuleType]:
+    """The client library of a connection and our module for it."""
     for cls in type(raw).__mro__:
         package = cls.__module__.partition(".")[0]
-        if package in _PACKAGES:
+        if package in _PACKAGES and cls.__name__ == wanted:
             if _PACKAGES[package] != dialect.name:
                 raise UsageError(
                     f"the store is on {dialect.name}, but the connection is {package}'s"
                 )
             return package, import_module(f"retold.drivers.{_PACKAGES[package]}")
-    raise UsageError(
-        f"using(…) takes a connection of sqlite3, psycopg, PyMySQL or mysqlclient, not "
-        f"{type(raw).__module__}.{type(raw).__qualname__}"
-    )
+    raise UsageError(f"{_JOINABLE[wanted]}, not {type(raw).__module__}.{type(raw).__qualname__}")

@@ -6,6 +6,8 @@ parameters into the text themselves; ours are plain strings, numbers and None.
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -59,6 +61,21 @@ _SESSION = [
 
 def connect(url: DatabaseURL) -> MySQLConnection:
     """Raises StoreUnavailable, AccessDenied, DatabaseMissing."""
+    raw, library = connect_client(url)
+    connection = MySQLConnection(raw, library)
+    try:
+        limit = connection.execute(_SESSION)[-1].rows[0][0]
+    except BaseException:
+        connection.abandon()
+        raise
+    connection.max_packet = int(limit)
+    if library.__name__ == "MySQLdb":
+        _of_the_c_client.add(connection)
+    return connection
+
+
+def connect_client(url: DatabaseURL) -> tuple[Any, Any]:
+    """A connection of the client library's own, as the URL says, and the library."""
     name = "pymysql" if url.client == "pymysql" else "MySQLdb"
     library: Any = import_module(name)
     options: dict[str, Any] = {
@@ -89,17 +106,28 @@ def connect(url: DatabaseURL) -> MySQLConnection:
         if "cryptography" in str(error):
             raise MissingExtra("caching_sha2_password", "cryptography", "mysql") from error
         raise
-    connection = MySQLConnection(raw, library)
-    try:
-        limit = connection.execute(_SESSION)[-1].rows[0][0]
-    except BaseException:
-        connection.abandon()
-        raise
-    connection.max_packet = int(limit)
-    return connection
+    return raw, library
 
 
 _TLS = ("ca", "cert", "key")
+_of_the_c_client: weakref.WeakSet[MySQLConnection] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Keep a forked child from ending its parent's connections.
+
+    The C client says goodbye to the server whenever a connection is deallocated, at the latest when
+    the child ends. So the child's end of each leads nowhere from now on.
+    """
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for connection in tuple(_of_the_c_client):
+        with suppress(Exception):  # closed already
+            os.dup2(nowhere, connection.fileno())
+    os.close(nowhere)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class MySQLConnection:
@@ -135,11 +163,15 @@ class MySQLConnection:
         except self._errors as error:
             self._open = True  # perhaps: what of the packet ran before the error is not told
             raise translate(error) from error
-        if batch[0].sql == "START TRANSACTION":
+        if batch[0].sql.startswith("START TRANSACTION"):
             self._open = True
         if batch[-1].sql in ("COMMIT", "ROLLBACK"):
             self._open = False
         return results
+
+    def fileno(self) -> int:
+        descriptor: int = self._raw.fileno()
+        return descriptor
 
     def begin(self) -> None:
         self.execute([Statement("START TRANSACTION")])
@@ -160,8 +192,9 @@ class MySQLConnection:
         return True
 
     def _drop_results(self) -> None:
-        while self._cursor.nextset():
-            pass
+        # By closing: mysqlclient's nextset() fails after a statement that failed.
+        self._cursor.close()
+        self._cursor = self._raw.cursor()
 
     def close(self) -> None:
         with suppress(self._errors):  # closed already
@@ -174,19 +207,23 @@ class MySQLConnection:
 class JoinedMySQL:
     """The user's connection, inside the user's transaction."""
 
-    def __init__(self, raw: Any) -> None:
-        self._library: Any = import_module(type(raw).__module__.partition(".")[0])
-        if raw.get_autocommit():
+    def __init__(self, raw: Any, library: Any) -> None:
+        self._raw = raw
+        self._library = library
+        self._check()
+        self._plain_cursor: Any = import_module(f"{library.__name__}.cursors").Cursor
+
+    def _check(self) -> None:
+        if self._raw.get_autocommit():
             raise UsageError(
                 "using(connection) needs a transaction of yours, and this connection commits every "
                 "statement: connection.autocommit(False)"
             )
-        self._raw = raw
-        self._plain_cursor: Any = import_module(f"{self._library.__name__}.cursors").Cursor
 
     def execute(self, batch: Batch) -> Sequence[Result]:
         results: list[Result] = []
         try:
+            self._check()
             cursor = self._raw.cursor(self._plain_cursor)
             for sql, params in batch:
                 cursor.execute(sql, params or None)

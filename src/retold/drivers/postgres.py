@@ -7,6 +7,7 @@ the process id it hands out, which is not the server's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, LiteralString
 
@@ -87,7 +88,11 @@ def connect(url: DatabaseURL) -> PostgresConnection:
     """Raises StoreUnavailable, AccessDenied, DatabaseMissing."""
     try:
         raw = psycopg.connect(**_conninfo(url))
-        direct = raw.execute(_SESSION, (raw.info.backend_pid,)).fetchone() is not None
+        try:
+            direct = raw.execute(_SESSION, (raw.info.backend_pid,)).fetchone() is not None
+        except BaseException:
+            raw.close()
+            raise
     except psycopg.Error as error:
         raise _refused(error, url) from error
     raw.prepare_threshold = 1 if direct else None
@@ -98,8 +103,12 @@ async def connect_async(url: DatabaseURL) -> AsyncPostgresConnection:
     """The same, awaited."""
     try:
         raw = await psycopg.AsyncConnection.connect(**_conninfo(url))
-        session = await raw.execute(_SESSION, (raw.info.backend_pid,))
-        direct = await session.fetchone() is not None
+        try:
+            session = await raw.execute(_SESSION, (raw.info.backend_pid,))
+            direct = await session.fetchone() is not None
+        except BaseException:  # a cancellation too
+            raw.pgconn.finish()
+            raise
     except psycopg.Error as error:
         raise _refused(error, url) from error
     raw.prepare_threshold = 1 if direct else None
@@ -110,6 +119,8 @@ class PostgresConnection:
     """One connection of the store's own."""
 
     def __init__(self, raw: psycopg.Connection[tuple[Any, ...]], direct: bool) -> None:
+        self.direct = direct
+        """No pooler shares the server's sessions out."""
         self._raw = raw
         self._cursor = raw.cursor()
         self._pipelines = direct and psycopg.Pipeline.is_supported()
@@ -227,9 +238,11 @@ class JoinedPostgres:
         self._raw = raw
 
     def execute(self, batch: Batch) -> Sequence[Result]:
+        _check_joinable(self._raw)
         results: list[Result] = []
         try:
-            with self._raw.cursor(row_factory=tuple_row) as cursor:
+            # not the user's kind of cursor, which may want other placeholders
+            with psycopg.Cursor(self._raw, row_factory=tuple_row) as cursor:
                 for sql, params in batch:
                     cursor.execute(_literal(sql), params or None)
                     rows = cursor.fetchall() if cursor.description is not None else ()
@@ -247,9 +260,10 @@ class JoinedAsyncPostgres:
         self._raw = raw
 
     async def execute(self, batch: Batch) -> Sequence[Result]:
+        _check_joinable(self._raw)
         results: list[Result] = []
         try:
-            async with self._raw.cursor(row_factory=tuple_row) as cursor:
+            async with psycopg.AsyncCursor(self._raw, row_factory=tuple_row) as cursor:
                 for sql, params in batch:
                     await cursor.execute(_literal(sql), params or None)
                     rows = await cursor.fetchall() if cursor.description is not None else ()
@@ -283,7 +297,7 @@ def translate(error: Exception, *, connecting: bool = False, broken: bool = Fals
         return ConnectionLost(message)
     if connecting:
         for sign, kind in _SIGNS.items():
-            if sign in message:
+            if re.search(sign, message):
                 return kind(message)
         return StoreUnavailable(message)
     return StoreError(message)
@@ -300,12 +314,14 @@ def _sqlstate(error: Exception) -> str | None:
     return state
 
 
-# While connecting, libpq tells by its message alone.
+# While connecting, libpq tells by its message alone. A server that starts, stops or has too many
+# connections also speaks of a database or a role: that is StoreUnavailable.
 _SIGNS: Mapping[str, type[StoreError]] = {
     "password authentication failed": AccessDenied,
     "SASL authentication failed": AccessDenied,  # PgBouncer's
     "no pg_hba.conf entry": AccessDenied,
     "no password supplied": AccessDenied,
-    "role ": AccessDenied,
-    "database ": DatabaseMissing,
+    'role ".*" (does not exist|is not permitted)': AccessDenied,
+    "permission denied for database": AccessDenied,
+    'database ".*" does not exist|no such database': DatabaseMissing,
 }

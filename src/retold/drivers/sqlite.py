@@ -56,9 +56,8 @@ class Doorbell:
         self.writing = threading.Lock()
 
     def ring(self) -> None:
-        if self.listeners:
-            for listener in tuple(self.listeners):
-                listener.set()
+        for listener in self.listeners:
+            listener.set()
 
 
 _doorbells: dict[tuple[int, str], Doorbell] = {}
@@ -83,7 +82,10 @@ def doorbell(path: str) -> Doorbell:
 
 def listen(path: str, event: threading.Event) -> None:
     """Set `event` at every commit of this process on a file, for as long as the event lives."""
-    doorbell(path).listeners.add(event)
+    bell = doorbell(path)
+    with _doorbells_lock:
+        # A new set: a commit may be going through the old one.
+        bell.listeners = weakref.WeakSet((*bell.listeners, event))
 
 
 class SqliteConnection:
@@ -209,17 +211,27 @@ class JoinedSqlite:
     """The user's connection, inside the user's transaction."""
 
     def __init__(self, raw: sqlite3.Connection) -> None:
-        if not raw.in_transaction:
-            # sqlite3 in its legacy mode begins by itself, but only before a statement it knows
-            # to be writing, and SAVEPOINT is none.
-            if raw.isolation_level is None:
-                raise UsageError(
-                    "using(connection) needs a transaction of yours: execute BEGIN IMMEDIATE first"
-                )
-            raw.execute("BEGIN IMMEDIATE")
         self._raw = raw
+        self._begin()
+
+    def _begin(self) -> None:
+        # sqlite3 in its legacy mode begins by itself, but only before a statement it knows to be
+        # writing, and SAVEPOINT is none: it would be a transaction of its own, its release a commit.
+        raw = self._raw
+        if raw.in_transaction:
+            return
+        if raw.isolation_level is None or getattr(raw, "autocommit", False) is True:
+            raise UsageError(
+                "using(connection) needs a transaction of yours: execute BEGIN IMMEDIATE first"
+            )
+        try:
+            raw.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            raise translate(error, "the connection") from error
 
     def execute(self, batch: Batch) -> Sequence[Result]:
+        self._begin()
+        text_factory, self._raw.text_factory = self._raw.text_factory, str
         try:
             results: list[Result] = []
             for sql, params in batch:
@@ -230,6 +242,8 @@ class JoinedSqlite:
                 results.append(Result(rows, cursor.rowcount))
         except sqlite3.Error as error:
             raise translate(error, "the connection") from error
+        finally:
+            self._raw.text_factory = text_factory
         return results
 
 

@@ -26,10 +26,11 @@ class Handled(NamedTuple):
 
 class Append(NamedTuple):
     """One change of one entity. `expected` is None for an entity to be created; without events
-    only `handled` is written."""
+    only `handled` is written. `key` stands for the entity in the dialect's queries."""
 
     entity_type: str
     entity_id: str
+    key: tuple[str, ...]
     expected: str | None
     ids: list[str]
     names: list[str]
@@ -74,7 +75,7 @@ def append_step_by_step(queries: Mapping[str, str], change: Append, owned: bool)
     else:
         claim = Statement(
             queries["update_entity"],
-            (change.ids[-1], change.entity_type, change.entity_id, change.expected),
+            (change.ids[-1], *change.key, change.expected),
         )
     insert = queries["insert_event"]
     for event_id, name, data in zip(change.ids, change.names, change.bodies, strict=True):

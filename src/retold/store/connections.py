@@ -113,6 +113,15 @@ class BlockingDriver:
         return result
 
     @contextmanager
+    def connection(self) -> Generator[OwnConnection]:
+        """A connection of its own for the time of a block; what it left open is rolled back."""
+        connection = self._connect()
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    @contextmanager
     def transaction(self) -> Generator[Connection]:
         connection = self._free.take() or self._connect()
         try:

@@ -20,18 +20,27 @@ def _json_array(ids: list[str]) -> object:
     return msgspec.json.encode(ids).decode()
 
 
+def _once(entity_type: str, entity_id: str) -> tuple[str, ...]:
+    return entity_type, entity_id
+
+
+def _twice(entity_type: str, entity_id: str) -> tuple[str, ...]:
+    return entity_type, entity_id, entity_id
+
+
 @dataclass(frozen=True, slots=True)
 class _Kind:
     quote: str
     schema: str
     append: Callable[[Mapping[str, str], Append, bool], Plan[bool]]
     many_ids: Callable[[list[str]], object]
+    key: Callable[[str, str], tuple[str, ...]]
 
 
 _KINDS = {
-    "sqlite": _Kind('"', "'main'", append_step_by_step, _json_array),
-    "postgres": _Kind('"', "current_schema()", append_in_one_statement, list),
-    "mysql": _Kind("`", "DATABASE()", append_step_by_step, tuple),
+    "sqlite": _Kind('"', "'main'", append_step_by_step, _json_array, _once),
+    "postgres": _Kind('"', "current_schema()", append_in_one_statement, list, _once),
+    "mysql": _Kind("`", "DATABASE()", append_step_by_step, tuple, _twice),
 }
 
 
@@ -41,7 +50,8 @@ class Dialect:
 
     `append` writes one change and returns whether it did: False means that nothing was written,
     because the version, the entity or the key was not as expected. `many_ids` turns ids into the
-    one parameter that stands for them.
+    one parameter that stands for them. `key` gives the parameters that stand for an entity: MySQL's
+    queries take the id twice, to find it by the index and then to compare it by bytes.
     """
 
     name: str
@@ -51,6 +61,7 @@ class Dialect:
     queries: Mapping[str, str]
     append: Callable[[Mapping[str, str], Append, bool], Plan[bool]]
     many_ids: Callable[[list[str]], object]
+    key: Callable[[str, str], tuple[str, ...]]
 
     def bare(self, table: str) -> str:
         """A table's name without schema and quotes."""
@@ -73,10 +84,22 @@ def dialect_for(url: DatabaseURL) -> Dialect:
     q = kind.quote
     space = f"{q}{url.schema}{q}." if url.schema else ""
     tables = {name: f"{space}{q}{url.prefix}{name}{q}" for name in TABLES}
-    names = {**tables, "schema": f"'{url.schema}'" if url.schema else kind.schema}
+    names = {
+        **tables,
+        "schema": f"'{url.schema}'" if url.schema else kind.schema,
+        "events_published_idx": f"{q}{url.prefix}events_published_idx{q}",
+        "index_name": f"'{url.prefix}events_published_idx'",
+    }
     queries = {name: sql.format_map(names) for name, sql in _blocks(url.database_kind).items()}
     return Dialect(
-        url.database_kind, url.schema, url.prefix, tables, queries, kind.append, kind.many_ids
+        url.database_kind,
+        url.schema,
+        url.prefix,
+        tables,
+        queries,
+        kind.append,
+        kind.many_ids,
+        kind.key,
     )
 
 

@@ -22,7 +22,13 @@ from typing import Any, Concatenate, ParamSpec, Self, TypedDict, TypeVar, Unpack
 from retold.aggregates import Aggregate, check_aggregate
 from retold.codecs import Codec
 from retold.drivers import join, join_async, open_async_driver, open_driver
-from retold.errors import RetoldError, TransactionRolledBack, UsageError, VersionConflict
+from retold.errors import (
+    RetoldError,
+    StoreError,
+    TransactionRolledBack,
+    UsageError,
+    VersionConflict,
+)
 from retold.ids import EventIds
 from retold.store.connections import BlockingDriver
 from retold.store.dialects import Dialect
@@ -35,7 +41,14 @@ from retold.store.driver import (
     adrive,
     drive,
 )
-from retold.store.migrations import collation, migrate, pending, script, step_names
+from retold.store.migrations import (
+    collation,
+    index_for_polling,
+    migrate,
+    pending,
+    script,
+    step_names,
+)
 from retold.store.plans import Settings, Verbs, forget_handled
 from retold.store.repository import AsyncRepository, Repository
 from retold.store.running import Runnable, run_all
@@ -191,9 +204,10 @@ class EventStore(_Store):
         VersionConflict where an entity was changed meanwhile.
         """
         with self._driver.transaction() as connection:
-            tx = Transaction(self._joined, connection)
+            tx = Transaction(self._joined, connection, owned=True)
             try:
                 yield tx
+                tx._check_whole()
             finally:
                 tx._close()
 
@@ -225,14 +239,19 @@ class EventStore(_Store):
 
     # --- schema and upkeep -----------------------------------------------------------------------
 
-    def migrate(self) -> list[str]:
+    def migrate(self, *, polling: bool = False) -> list[str]:
         """Create or update the tables; the names of the steps that were applied.
+
+        polling: also make the index that a relay needs which polls the table.
 
         Idempotent, and safe when two processes migrate at once. Raises SchemaForeign when a table
         of one of our names was made by something else.
         """
         with self._schema_driver() as driver:
-            return driver.run(migrate(driver.dialect))
+            steps = driver.run(migrate(driver.dialect))
+            if polling:
+                steps += driver.run(index_for_polling(driver.dialect))
+            return steps
 
     def pending_migrations(self) -> list[str]:
         """The names of the steps `migrate` would apply. Changes nothing."""
@@ -305,12 +324,35 @@ class EventStore(_Store):
         self._driver.close()
 
 
-class Transaction:
+class _Whole:
+    """Keeps a transaction of the store's own from being committed in part.
+
+    What a plan refuses (a conflict, an existing entity) it leaves in order. An error of the
+    database, or an interruption in the middle of a plan, may have undone the transaction or left
+    half a change in it, and the caller may have caught that.
+    """
+
+    _owned: bool
+    _cause: BaseException | None = None
+
+    def _note(self, error: BaseException) -> None:
+        broken = isinstance(error, (StoreError, TransactionRolledBack))
+        if self._owned and (broken or not isinstance(error, Exception)):
+            self._cause = error
+
+    def _check_whole(self) -> None:
+        if self._cause is not None:
+            reason = f"after an error inside it: {self._cause!r}"
+            raise TransactionRolledBack(reason) from self._cause
+
+
+class Transaction(_Whole):
     """Repositories inside one transaction. Conflicts are not retried here."""
 
-    def __init__(self, kept: _Kept, connection: Connection) -> None:
+    def __init__(self, kept: _Kept, connection: Connection, *, owned: bool = False) -> None:
         self._kept = kept
         self._connection: Connection | None = connection
+        self._owned = owned
         self._perform = partial(perform, self._run)
 
     def repository(self, aggregate_class: type[A], /) -> Repository[A]:
@@ -319,7 +361,12 @@ class Transaction:
     def _run(self, plan: Plan[T]) -> T:
         if self._connection is None:
             raise UsageError("this transaction has ended; begin another")
-        return drive(self._connection.execute, plan)
+        self._check_whole()
+        try:
+            return drive(self._connection.execute, plan)
+        except BaseException as error:
+            self._note(error)
+            raise
 
     def _close(self) -> None:
         self._connection = None
@@ -349,9 +396,10 @@ class AsyncEventStore(_Store):
     async def transaction(self) -> AsyncGenerator[AsyncTransaction]:
         """As EventStore.transaction."""
         async with self._driver.transaction() as connection:
-            tx = AsyncTransaction(self._joined, connection)
+            tx = AsyncTransaction(self._joined, connection, owned=True)
             try:
                 yield tx
+                tx._check_whole()
             finally:
                 tx._close()
 
@@ -378,9 +426,9 @@ class AsyncEventStore(_Store):
         """As EventStore.using, for psycopg's AsyncConnection."""
         return AsyncTransaction(self._joined, join_async(connection, self._driver.dialect))
 
-    async def migrate(self) -> list[str]:
+    async def migrate(self, *, polling: bool = False) -> list[str]:
         """As EventStore.migrate."""
-        return await asyncio.to_thread(self.blocking().migrate)
+        return await asyncio.to_thread(self.blocking().migrate, polling=polling)
 
     async def pending_migrations(self) -> list[str]:
         """As EventStore.pending_migrations."""
@@ -434,12 +482,13 @@ class AsyncEventStore(_Store):
         await self._driver.close()
 
 
-class AsyncTransaction:
+class AsyncTransaction(_Whole):
     """Repositories inside one transaction, awaited."""
 
-    def __init__(self, kept: _Kept, connection: AsyncConnection) -> None:
+    def __init__(self, kept: _Kept, connection: AsyncConnection, *, owned: bool = False) -> None:
         self._kept = kept
         self._connection: AsyncConnection | None = connection
+        self._owned = owned
         self._perform = partial(aperform, self._run)
 
     def repository(self, aggregate_class: type[A], /) -> AsyncRepository[A]:
@@ -448,7 +497,12 @@ class AsyncTransaction:
     async def _run(self, plan: Plan[T]) -> T:
         if self._connection is None:
             raise UsageError("this transaction has ended; begin another")
-        return await adrive(self._connection.execute, plan)
+        self._check_whole()
+        try:
+            return await adrive(self._connection.execute, plan)
+        except BaseException as error:
+            self._note(error)
+            raise
 
     def _close(self) -> None:
         self._connection = None

@@ -106,6 +106,19 @@ def migrate(dialect: Dialect) -> Plan[list[str]]:
     return done
 
 
+def index_for_polling(dialect: Dialect) -> Plan[list[str]]:
+    """Make the index on events not marked as published, unless it is there; what was made.
+
+    It is no numbered step, because every append would pay for it, and only a polling relay wants
+    it. Eventuate's own tables have one.
+    """
+    (found,) = yield [Statement(dialect.queries["polling_index_exists"])]
+    if found.rows:
+        return []
+    yield [Statement(dialect.queries["polling_index"])]
+    return ["the index for polling"]
+
+
 def pending(dialect: Dialect) -> Plan[list[str]]:
     """The names of the steps not yet applied."""
     applied, _ = yield from _inspect(dialect)
@@ -142,7 +155,7 @@ def _inspect(dialect: Dialect) -> Plan[tuple[set[int], set[str]]]:
     found: dict[str, set[str]] = {}
     for table, column in result.rows:
         found.setdefault(str(table).lower(), set()).add(str(column).lower())
-    ours = {dialect.bare(name): name for name in dialect.tables}
+    ours = {dialect.bare(name).lower(): name for name in dialect.tables}
     present = {ours[table]: columns for table, columns in found.items() if table in ours}
     if "retold_migrations" in present:
         (rows,) = yield [Statement(dialect.queries["migrations_applied"])]

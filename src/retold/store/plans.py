@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 from uuid import UUID
 
@@ -31,7 +32,8 @@ from retold.errors import (
     NothingEmitted,
     OutcomeUnknown,
     RetoldError,
-    StoreUnavailable,
+    StoreBusy,
+    StoreError,
     TransactionRolledBack,
     UsageError,
     VersionConflict,
@@ -150,12 +152,12 @@ class Verbs(Generic[A]):
         if isinstance(at, datetime):
             if at.tzinfo is None:
                 raise InvalidValue("find(at=…) needs a datetime with a time zone")
-            plan = self._load_at(id, at)
+            plan = partial(self._load_at, id, at)
         else:
             if at is not None:
                 milliseconds(at)
-            plan = self._load(id, at)
-        loaded: _Loaded[A] = yield from self._reading(lambda: plan)
+            plan = partial(self._load, id, at)
+        loaded: _Loaded[A] = yield from self._reading(plan)
         return Entity(id, loaded.version, loaded.state) if loaded.version else None
 
     def find_many(self, ids: Sequence[str]) -> Verb[dict[str, Entity[A]]]:
@@ -168,7 +170,7 @@ class Verbs(Generic[A]):
     def history(self, id: str, after: str) -> Verb[tuple[list[Recorded[Event]], str]]:
         """One page of recorded events behind `after`, and where the next page begins ('' : end)."""
         rows: Sequence[Sequence[Any]] = yield from self._reading(
-            lambda: self._rows("history", (self.entity_type, id, after, _PAGE))
+            lambda: self._rows("history", (*self._key(id), after, _PAGE))
         )
         if not rows and not after:
             raise NotFound(self.entity_type, id)
@@ -209,12 +211,15 @@ class Verbs(Generic[A]):
         (result,) = yield [Statement(self._sql[query], params)]
         return result.rows
 
+    def _key(self, id: str) -> tuple[str, ...]:
+        return self._dialect.key(self.entity_type, id)
+
     def _version(self, id: str) -> Plan[str]:
         rows = yield from self._rows("entity_version", (self.entity_type, id))
         return next((version for version, stored in rows if stored == id), "")
 
     def _load_statement(self, id: str, at: str | None) -> Statement:
-        key = (self.entity_type, id)
+        key = self._key(id)
         if self._strategy:
             snapshot = (*key, self._snapshot_type, at or _EVERY_VERSION)
             bound = at or _EVERY_VERSION
@@ -243,7 +248,7 @@ class Verbs(Generic[A]):
                 state = decode_state(self.aggregate_class, id, rows[0][2], self._settings.codec)
                 if state is None:
                     rows = yield from self._rows(
-                        "load_until", (self.entity_type, id, at or _EVERY_VERSION)
+                        "load_until", (*self._key(id), at or _EVERY_VERSION)
                     )
                 else:
                     self._settings.counts["snapshot_hits"] += 1
@@ -258,7 +263,7 @@ class Verbs(Generic[A]):
         return _Loaded(state, version, len(rows))
 
     def _load_at(self, id: str, at: datetime) -> Plan[_Loaded[A]]:
-        rows = yield from self._rows("history", (self.entity_type, id, "", 1 << 31))
+        rows = yield from self._rows("history", (*self._key(id), "", 1 << 31))
         kept: list[Sequence[Any]] = []
         for row in rows:
             if recorded_time(row[0], decode_metadata(row[4])) > at:
@@ -354,12 +359,12 @@ class Verbs(Generic[A]):
             try:
                 changed = yield start(attempt)
             except ConnectionLost as error:
+                counts["reconnects"] += 1
                 if attempt.append is not None:
                     settled = yield from self._settle(attempt.append)
                     if settled and attempt.changed is not None:
                         return attempt.changed
                 lost = error
-                counts["reconnects"] += 1
             except VersionConflict as error:
                 counts["conflicts"] += 1
                 if once and error.actual != error.expected:
@@ -387,8 +392,10 @@ class Verbs(Generic[A]):
         for n in range(self._settings.settle_tries):
             try:
                 done: bool = yield self._repeat(append)
-            except (StoreUnavailable, TransactionRolledBack) as error:
-                if n + 1 == self._settings.settle_tries:
+            except (StoreError, TransactionRolledBack) as error:
+                # Whatever the reason is that the answer is not to be had, it is no answer. A lock
+                # that was waited for in vain is held by the old transaction, which may yet commit.
+                if n + 1 == self._settings.settle_tries or isinstance(error, StoreBusy):
                     raise OutcomeUnknown(str(error)) from error
                 yield Pause(min(0.05 * (1 << n), 1.0))
             else:
@@ -400,7 +407,7 @@ class Verbs(Generic[A]):
         if written:
             return True
         if append.ids:
-            return bool((yield from self._rows("event_exists", (append.ids[-1],))))
+            return bool((yield from self._rows("event_exists", (*append.key, append.ids[-1]))))
         handled = append.handled
         assert handled is not None
         rows = yield from self._handled(append.entity_id, handled.key)
@@ -561,6 +568,7 @@ class Verbs(Generic[A]):
         return Append(
             self.entity_type,
             id,
+            self._key(id),
             expected,
             ids if events else [],
             names,
@@ -580,13 +588,16 @@ class Verbs(Generic[A]):
             if rows:
                 return (yield from self._duplicate(id, options.key, command, rows[0][0]))
         rows = yield from self._rows("entity_version", (self.entity_type, id))
+        if not self._owned and (rows[0][0] if rows else None) == append.expected:
+            # The user's transaction may be too old to see what refused the append.
+            rows = yield from self._rows("newest_entity_version", (self.entity_type, id))
         if append.expected is None:
             if rows and rows[0][1] != id:
                 hint = f" as {rows[0][1]!r}, which this database's collation takes for the same id"
                 raise EntityExists(self.entity_type, id, hint)
             if rows:
                 raise EntityExists(self.entity_type, id)
-        elif not rows:
+        elif not rows or rows[0][1] != id:
             raise NotFound(self.entity_type, id)
         # Where the version is as expected after all, an event id collided: mint and try again.
         actual = rows[0][0] if rows else ""
@@ -601,7 +612,7 @@ class Verbs(Generic[A]):
         text = encode_state(entity.state, self._settings.codec)
         if text is None:
             return
-        kind = (self.entity_type, entity.id, self._snapshot_type)
+        kind = (*self._key(entity.id), self._snapshot_type)
         # Java reads triggering_events of the previous snapshot and fails on NULL.
         nothing = '{"topicsToPartitionsAndOffsets":{},"empty":true}'
         row = (self.entity_type, entity.id, entity.version, self._snapshot_type, text, nothing)
@@ -632,7 +643,11 @@ def forget_handled(dialect: Dialect, older_than: timedelta) -> Verb[int]:
     before = wall_clock() - int(older_than.total_seconds() * 1000)
     total = 0
     while True:
-        forgotten: int = yield _delete(dialect.queries["forget_handled"], (before, 1000))
+        try:
+            forgotten: int = yield _delete(dialect.queries["forget_handled"], (before, 1000))
+        except ConnectionLost:
+            # Most likely an idle one that had died; and deleting twice does no harm.
+            forgotten = yield _delete(dialect.queries["forget_handled"], (before, 1000))
         total += forgotten
         if forgotten < 1000:
             return total

@@ -48,22 +48,21 @@ def run_all(
         threading.Thread(target=work, args=(s,), name=f"retold {s.name}", daemon=True)
         for s in subscriptions
     ]
-    previous: Any = None
-    main = threading.current_thread() is threading.main_thread()
-    if main:
-        previous = signal.signal(signal.SIGTERM, terminate)
+    previous: dict[signal.Signals, Any] = {}
     try:
+        if threading.current_thread() is threading.main_thread():
+            # Ctrl-C too: a KeyboardInterrupt in join makes Python take the thread for ended.
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(signum) not in (signal.SIG_IGN, None):
+                    previous[signum] = signal.signal(signum, terminate)
         for thread in threads:
             thread.start()
         for thread in threads:
             while thread.is_alive():
-                try:
-                    thread.join(0.2)
-                except KeyboardInterrupt:
-                    ended.set()
+                thread.join(0.2)
     finally:
         ended.set()
-        if main:
-            signal.signal(signal.SIGTERM, previous)
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
     if failures:
         raise failures[0]

@@ -137,8 +137,11 @@ LIMIT %s
 -- entity_version --
 SELECT entity_version, entity_id FROM {entities} WHERE entity_type = %s AND entity_id = %s
 
+-- newest_entity_version --
+SELECT entity_version, entity_id FROM {entities} WHERE entity_type = %s AND entity_id = %s
+
 -- event_exists --
-SELECT 1 FROM {events} WHERE event_id = %s
+SELECT 1 FROM {events} WHERE entity_type = %s AND entity_id = %s AND event_id = %s
 
 -- handled --
 SELECT command, update_id FROM {handled}
@@ -161,6 +164,57 @@ SELECT min(kept.entity_version) FROM (
 SELECT entity_version FROM {snapshots}
 WHERE entity_type = %s AND entity_id = %s AND snapshot_type = %s
 ORDER BY entity_version DESC LIMIT 2) kept)
+
+-- view_begin --
+BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY
+
+-- view_sizes --
+SELECT event_id, octet_length(event_data) + COALESCE(octet_length(metadata), 0) FROM {events}
+WHERE event_id > %s
+ORDER BY event_id
+LIMIT %s
+
+-- view_page --
+SELECT event_id, event_type, event_data, entity_type, entity_id, metadata FROM {events}
+WHERE event_id > %s
+ORDER BY event_id
+LIMIT %s
+
+-- view_first --
+SELECT min(event_id) FROM {events}
+
+-- view_last --
+SELECT max(event_id) FROM {events}
+
+-- existing --
+SELECT event_id FROM {events} WHERE event_id = ANY(%s)
+
+-- next_entity_type --
+SELECT min(entity_type) FROM {events} WHERE entity_type > %s
+
+-- made_at --
+SELECT applied_at FROM {retold_migrations} WHERE number = 1
+
+-- unpublished_sizes --
+SELECT event_id, octet_length(event_data) + COALESCE(octet_length(metadata), 0) FROM {events}
+WHERE published = 0
+ORDER BY event_id
+LIMIT %s
+
+-- unpublished --
+SELECT event_id, event_type, event_data, entity_type, entity_id, metadata FROM {events}
+WHERE published = 0
+ORDER BY event_id
+LIMIT %s
+
+-- mark_published --
+UPDATE {events} SET published = 1 WHERE event_id = ANY(%s)
+
+-- polling_index --
+CREATE INDEX CONCURRENTLY IF NOT EXISTS {events_published_idx} ON {events} (event_id) WHERE published = 0
+
+-- polling_index_exists --
+SELECT 1 FROM pg_indexes WHERE schemaname = {schema} AND indexname = {index_name}
 
 -- migrations_begin --
 BEGIN; SELECT pg_advisory_xact_lock(7238471096512)

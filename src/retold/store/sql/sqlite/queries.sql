@@ -82,8 +82,11 @@ LIMIT ?
 -- entity_version --
 SELECT entity_version, entity_id FROM {entities} WHERE entity_type = ? AND entity_id = ?
 
+-- newest_entity_version --
+SELECT entity_version, entity_id FROM {entities} WHERE entity_type = ? AND entity_id = ?
+
 -- event_exists --
-SELECT 1 FROM {events} WHERE event_id = ?
+SELECT 1 FROM {events} WHERE entity_type = ? AND entity_id = ? AND event_id = ?
 
 -- handled --
 SELECT command, update_id FROM {handled}
@@ -106,6 +109,57 @@ SELECT min(kept.entity_version) FROM (
 SELECT entity_version FROM {snapshots}
 WHERE entity_type = ? AND entity_id = ? AND snapshot_type = ?
 ORDER BY entity_version DESC LIMIT 2) kept)
+
+-- view_begin --
+BEGIN
+
+-- view_sizes --
+SELECT event_id, length(event_data) + COALESCE(length(metadata), 0) FROM {events}
+WHERE event_id > ?
+ORDER BY event_id
+LIMIT ?
+
+-- view_page --
+SELECT event_id, event_type, event_data, entity_type, entity_id, metadata FROM {events}
+WHERE event_id > ?
+ORDER BY event_id
+LIMIT ?
+
+-- view_first --
+SELECT min(event_id) FROM {events}
+
+-- view_last --
+SELECT max(event_id) FROM {events}
+
+-- existing --
+SELECT event_id FROM {events} WHERE event_id IN (SELECT value FROM json_each(?))
+
+-- next_entity_type --
+SELECT min(entity_type) FROM {events} WHERE entity_type > ?
+
+-- made_at --
+SELECT applied_at FROM {retold_migrations} WHERE number = 1
+
+-- unpublished_sizes --
+SELECT event_id, length(event_data) + COALESCE(length(metadata), 0) FROM {events}
+WHERE published = 0
+ORDER BY event_id
+LIMIT ?
+
+-- unpublished --
+SELECT event_id, event_type, event_data, entity_type, entity_id, metadata FROM {events}
+WHERE published = 0
+ORDER BY event_id
+LIMIT ?
+
+-- mark_published --
+UPDATE {events} SET published = 1 WHERE event_id IN (SELECT value FROM json_each(?))
+
+-- polling_index --
+CREATE INDEX IF NOT EXISTS {events_published_idx} ON {events} (event_id) WHERE published = 0
+
+-- polling_index_exists --
+SELECT 1 FROM sqlite_master WHERE type = 'index' AND name = {index_name}
 
 -- migrations_begin --
 BEGIN IMMEDIATE
