@@ -19,8 +19,9 @@ from retold.metadata import metadata
 from retold.personal import Personal
 from retold.recorded import Recorded
 from retold.snapshots import every
-from retold.store.event_store import AsyncEventStore, AsyncTransaction, EventStore, Transaction
+from retold.store.event_store import AsyncEventStore, EventStore
 from retold.store.repository import AsyncRepository, Repository
+from retold.store.transactions import AsyncTransaction, Transaction
 from retold.subscriptions.delivery import AsyncDelivery, Delivery
 from retold.subscriptions.subscription import Subscription
 from retold.upcasting import Raw, upcast

@@ -21,8 +21,9 @@ from typing import Any, cast
 from retold.errors import ConnectionLost, MissingExtra, RetoldError, UsageError
 from retold.store.dialects import Dialect
 from retold.store.driver import Batch, Result, Statement
-from retold.store.event_store import AsyncEventStore, AsyncTransaction, EventStore, Transaction
+from retold.store.event_store import AsyncEventStore, EventStore
 from retold.store.migrations import migrations
+from retold.store.transactions import AsyncTransaction, Transaction
 
 try:
     from sqlalchemy import Connection, CursorResult

@@ -17,30 +17,18 @@ from collections.abc import (
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, Self, TypedDict, TypeVar, Unpack
+from typing import Concatenate, ParamSpec, Self, TypedDict, TypeVar, Unpack
 
-from retold.aggregates import Aggregate, check_aggregate
+from retold.aggregates import Aggregate
 from retold.codecs import Codec
 from retold.drivers import join, join_async, open_async_driver, open_driver
 from retold.errors import (
     RetoldError,
-    StoreError,
     TransactionRolledBack,
-    UsageError,
     VersionConflict,
 )
 from retold.ids import EventIds
 from retold.store.connections import BlockingDriver
-from retold.store.dialects import Dialect
-from retold.store.driver import (
-    AsyncConnection,
-    Connection,
-    Pause,
-    Plan,
-    Verb,
-    adrive,
-    drive,
-)
 from retold.store.migrations import (
     collation,
     index_for_polling,
@@ -49,9 +37,12 @@ from retold.store.migrations import (
     script,
     step_names,
 )
-from retold.store.plans import Settings, Verbs, forget_handled
+from retold.store.options import Settings
+from retold.store.performing import aperform, perform
+from retold.store.plans import forget_handled
 from retold.store.repository import AsyncRepository, Repository
 from retold.store.running import Runnable, run_all
+from retold.store.transactions import AsyncTransaction, Kept, Transaction
 from retold.store.url import parse_url
 
 A = TypeVar("A", bound=Aggregate)
@@ -60,64 +51,6 @@ P = ParamSpec("P")
 
 MAX_EVENT_BYTES = 900_000
 """Below Kafka's default message limit of 1 MB, with room for the envelope."""
-
-
-def perform(run: Callable[[Plan[Any]], Any], verb: Verb[T]) -> T:
-    """Run a verb to its end, sleeping where it pauses."""
-    try:
-        step = next(verb)
-        while True:
-            try:
-                if isinstance(step, Pause):
-                    time.sleep(step.seconds)
-                    result: Any = None
-                else:
-                    result = run(step)
-            except Exception as error:
-                step = verb.throw(error)
-            else:
-                step = verb.send(result)
-    except StopIteration as done:
-        value: T = done.value
-        return value
-
-
-async def aperform(run: Callable[[Plan[Any]], Awaitable[Any]], verb: Verb[T]) -> T:
-    """The same, awaited."""
-    try:
-        step = next(verb)
-        while True:
-            try:
-                if isinstance(step, Pause):
-                    await asyncio.sleep(step.seconds)
-                    result: Any = None
-                else:
-                    result = await run(step)
-            except Exception as error:
-                step = verb.throw(error)
-            else:
-                step = verb.send(result)
-    except StopIteration as done:
-        value: T = done.value
-        return value
-
-
-class _Kept:
-    """Verbs by aggregate class, for one dialect and one way of running."""
-
-    def __init__(self, dialect: Dialect, settings: Settings, *, owned: bool) -> None:
-        self.dialect = dialect
-        self.settings = settings
-        self._owned = owned
-        self._verbs: dict[type[Aggregate], Verbs[Any]] = {}
-
-    def verbs(self, aggregate_class: type[A]) -> Verbs[A]:
-        verbs = self._verbs.get(aggregate_class)
-        if verbs is None:
-            check_aggregate(aggregate_class)
-            verbs = Verbs(aggregate_class, self.dialect, self.settings, owned=self._owned)
-            self._verbs[aggregate_class] = verbs
-        return verbs
 
 
 class StoreOptions(TypedDict, total=False):
@@ -179,8 +112,8 @@ class EventStore(_Store):
     def __init__(self, url: str, **options: Unpack[StoreOptions]) -> None:
         super().__init__(url, **options)
         self._driver = open_driver(self._url)
-        self._kept = _Kept(self._driver.dialect, self._settings, owned=True)
-        self._joined = _Kept(self._driver.dialect, self._settings, owned=False)
+        self._kept = Kept(self._driver.dialect, self._settings, owned=True)
+        self._joined = Kept(self._driver.dialect, self._settings, owned=False)
         self._perform = partial(perform, self._driver.run)
 
     __init__.__doc__ = _Store.__init__.__doc__
@@ -324,54 +257,6 @@ class EventStore(_Store):
         self._driver.close()
 
 
-class _Whole:
-    """Keeps a transaction of the store's own from being committed in part.
-
-    What a plan refuses (a conflict, an existing entity) it leaves in order. An error of the
-    database, or an interruption in the middle of a plan, may have undone the transaction or left
-    half a change in it, and the caller may have caught that.
-    """
-
-    _owned: bool
-    _cause: BaseException | None = None
-
-    def _note(self, error: BaseException) -> None:
-        broken = isinstance(error, (StoreError, TransactionRolledBack))
-        if self._owned and (broken or not isinstance(error, Exception)):
-            self._cause = error
-
-    def _check_whole(self) -> None:
-        if self._cause is not None:
-            reason = f"after an error inside it: {self._cause!r}"
-            raise TransactionRolledBack(reason) from self._cause
-
-
-class Transaction(_Whole):
-    """Repositories inside one transaction. Conflicts are not retried here."""
-
-    def __init__(self, kept: _Kept, connection: Connection, *, owned: bool = False) -> None:
-        self._kept = kept
-        self._connection: Connection | None = connection
-        self._owned = owned
-        self._perform = partial(perform, self._run)
-
-    def repository(self, aggregate_class: type[A], /) -> Repository[A]:
-        return Repository(self._kept.verbs(aggregate_class), self._perform)
-
-    def _run(self, plan: Plan[T]) -> T:
-        if self._connection is None:
-            raise UsageError("this transaction has ended; begin another")
-        self._check_whole()
-        try:
-            return drive(self._connection.execute, plan)
-        except BaseException as error:
-            self._note(error)
-            raise
-
-    def _close(self) -> None:
-        self._connection = None
-
-
 class AsyncEventStore(_Store):
     """An event store for async code: the same verbs, awaited.
 
@@ -384,8 +269,8 @@ class AsyncEventStore(_Store):
         self._options = options
         self._text_url = url
         self._driver = open_async_driver(self._url, concurrency)
-        self._kept = _Kept(self._driver.dialect, self._settings, owned=True)
-        self._joined = _Kept(self._driver.dialect, self._settings, owned=False)
+        self._kept = Kept(self._driver.dialect, self._settings, owned=True)
+        self._joined = Kept(self._driver.dialect, self._settings, owned=False)
         self._perform = partial(aperform, self._driver.run)
 
     def repository(self, aggregate_class: type[A], /) -> AsyncRepository[A]:
@@ -480,32 +365,6 @@ class AsyncEventStore(_Store):
     async def close(self) -> None:
         """As EventStore.close."""
         await self._driver.close()
-
-
-class AsyncTransaction(_Whole):
-    """Repositories inside one transaction, awaited."""
-
-    def __init__(self, kept: _Kept, connection: AsyncConnection, *, owned: bool = False) -> None:
-        self._kept = kept
-        self._connection: AsyncConnection | None = connection
-        self._owned = owned
-        self._perform = partial(aperform, self._run)
-
-    def repository(self, aggregate_class: type[A], /) -> AsyncRepository[A]:
-        return AsyncRepository(self._kept.verbs(aggregate_class), self._perform)
-
-    async def _run(self, plan: Plan[T]) -> T:
-        if self._connection is None:
-            raise UsageError("this transaction has ended; begin another")
-        self._check_whole()
-        try:
-            return await adrive(self._connection.execute, plan)
-        except BaseException as error:
-            self._note(error)
-            raise
-
-    def _close(self) -> None:
-        self._connection = None
 
 
 def _again(error: RetoldError) -> bool:

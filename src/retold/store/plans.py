@@ -1,4 +1,4 @@
-"""The verbs of the store, written once: generators of plans that know no I/O.
+"""The verbs that write, written once: generators of plans that know no I/O.
 
 A verb runs *attempts*. One attempt loads the entity, runs the command and appends, all on one
 connection; what it may write is decided by the compare-and-set alone, never by what it read. A lost
@@ -11,22 +11,16 @@ from __future__ import annotations
 import inspect
 import logging
 import random
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from functools import partial
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
-from uuid import UUID
+from datetime import timedelta
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from retold.aggregates import Aggregate, Binding, Replay
-from retold.codecs import Codec
+from retold.aggregates import Aggregate
 from retold.entity import Changed, Entity
 from retold.errors import (
     ConnectionLost,
     EntityExists,
     EventTooLarge,
-    InvalidValue,
     KeyReused,
     NotFound,
     NothingEmitted,
@@ -39,13 +33,14 @@ from retold.errors import (
     VersionConflict,
 )
 from retold.events import Event, event_name
-from retold.ids import MAX_SKEW_MS, EventIds, milliseconds, wall_clock
-from retold.metadata import TIME, current_metadata, decode_metadata, encode_metadata
-from retold.recorded import Recorded, read_row, recorded_time
-from retold.snapshots import decode_state, encode_state, snapshot_type
+from retold.ids import MAX_SKEW_MS, milliseconds, wall_clock
+from retold.metadata import TIME, current_metadata, encode_metadata
+from retold.snapshots import encode_state
 from retold.store.append import Append, Handled
 from retold.store.dialects import Dialect
 from retold.store.driver import Pause, Plan, Statement, Verb
+from retold.store.options import Options
+from retold.store.reading import Loaded, Reading
 
 A = TypeVar("A", bound=Aggregate)
 R = TypeVar("R")
@@ -54,35 +49,6 @@ P = ParamSpec("P")
 Command = Callable[Concatenate[A, P], R]
 
 _log = logging.getLogger("retold.store")
-
-_EVERY_VERSION = "g"  # sorts behind every hexadecimal id, in byte order and in any collation
-_PAGE = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a store's verbs share.
-
-    retries: how often an update lost to another one is tried again.
-    settle_tries: how often the database is asked for an unknown outcome, about a second apart.
-    """
-
-    codec: Codec
-    ids: EventIds
-    max_event_bytes: int
-    retries: int
-    settle_tries: int = 12
-    counts: Counter[str] = field(default_factory=Counter[str])
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How one call differs from the default; the views of a repository set these."""
-
-    id: str | None = None
-    key: str | None = None
-    expected: str | None = None
-    trigger: str | None = None
 
 
 class _Attempt:
@@ -95,208 +61,13 @@ class _Attempt:
         self.changed: Changed[Any, Any] | None = None
 
 
-@dataclass(slots=True)
-class _Loaded(Generic[A]):
-    state: A
-    version: str
-    since: int  # events since the snapshot
-
-
-def check_id(value: str | UUID) -> str:
-    """An entity id as stored. Raises InvalidValue for what no database could keep."""
-    id = str(value) if isinstance(value, UUID) else value
-    if not isinstance(id, str):
-        raise UsageError(f"an entity id is a str or a UUID, not {type(value).__name__}")
-    if not 0 < len(id) <= 255 or "\0" in id:
-        raise InvalidValue("an entity id is 1 to 255 characters without NUL")
-    try:
-        id.encode()
-    except UnicodeEncodeError:
-        raise InvalidValue("an entity id must be valid Unicode") from None
-    return id
-
-
-def check_key(key: str) -> str:
-    if not isinstance(key, str) or not 0 < len(key) <= 255 or "\0" in key:
-        raise InvalidValue("a key is a text of 1 to 255 characters without NUL")
-    return key
-
-
 def _name_of(command: Callable[..., object]) -> str:
     name: str = getattr(command, "__qualname__", type(command).__qualname__)
     return name
 
 
-class Verbs(Generic[A]):
+class Verbs(Reading[A]):
     """The verbs for one aggregate class on one database."""
-
-    def __init__(
-        self, aggregate_class: type[A], dialect: Dialect, settings: Settings, *, owned: bool
-    ) -> None:
-        self.aggregate_class = aggregate_class
-        self.entity_type = aggregate_class.__entity_type__
-        self._dialect = dialect
-        self._sql = dialect.queries
-        self._settings = settings
-        self._owned = owned
-        self._replay = Replay(aggregate_class, settings.codec)
-        self._strategy = aggregate_class.__snapshots__
-        self._snapshot_type = (
-            snapshot_type(aggregate_class, settings.codec) if self._strategy else ""
-        )
-
-    # --- reading ---------------------------------------------------------------------------------
-
-    def find(self, id: str, at: str | datetime | None = None) -> Verb[Entity[A] | None]:
-        """The entity, None where there is none. `at`: as of a version or an aware datetime."""
-        if isinstance(at, datetime):
-            if at.tzinfo is None:
-                raise InvalidValue("find(at=…) needs a datetime with a time zone")
-            plan = partial(self._load_at, id, at)
-        else:
-            if at is not None:
-                milliseconds(at)
-            plan = partial(self._load, id, at)
-        loaded: _Loaded[A] = yield from self._reading(plan)
-        return Entity(id, loaded.version, loaded.state) if loaded.version else None
-
-    def find_many(self, ids: Sequence[str]) -> Verb[dict[str, Entity[A]]]:
-        found: dict[str, Entity[A]] = yield from self._reading(lambda: self._load_many(ids))
-        return found
-
-    def exists(self, id: str) -> Verb[bool]:
-        return (yield from self._reading(lambda: self._version(id))) != ""
-
-    def history(self, id: str, after: str) -> Verb[tuple[list[Recorded[Event]], str]]:
-        """One page of recorded events behind `after`, and where the next page begins ('' : end)."""
-        rows: Sequence[Sequence[Any]] = yield from self._reading(
-            lambda: self._rows("history", (*self._key(id), after, _PAGE))
-        )
-        if not rows and not after:
-            raise NotFound(self.entity_type, id)
-        page = [
-            recorded
-            for event_id, name, data, trigger, metadata in rows
-            for recorded in read_row(
-                self._settings.codec,
-                self.entity_type,
-                id,
-                event_id,
-                name,
-                data,
-                trigger,
-                metadata,
-            )
-        ]
-        return page, rows[-1][0] if len(rows) == _PAGE else ""
-
-    def entities(self, after: str) -> Verb[list[str]]:
-        """One page of ids behind `after`."""
-        rows: Sequence[Sequence[Any]] = yield from self._reading(
-            lambda: self._rows("entities", (self.entity_type, after, _PAGE))
-        )
-        return [id for (id,) in rows]
-
-    def _reading(self, plan: Callable[[], Plan[R]]) -> Verb[R]:
-        """Run a plan that only reads; a connection that had died meanwhile is replaced once."""
-        try:
-            result: R = yield plan()
-        except ConnectionLost:
-            if not self._owned:
-                raise
-            result = yield plan()
-        return result
-
-    def _rows(self, query: str, params: Sequence[object]) -> Plan[Sequence[Sequence[Any]]]:
-        (result,) = yield [Statement(self._sql[query], params)]
-        return result.rows
-
-    def _key(self, id: str) -> tuple[str, ...]:
-        return self._dialect.key(self.entity_type, id)
-
-    def _version(self, id: str) -> Plan[str]:
-        rows = yield from self._rows("entity_version", (self.entity_type, id))
-        return next((version for version, stored in rows if stored == id), "")
-
-    def _load_statement(self, id: str, at: str | None) -> Statement:
-        key = self._key(id)
-        if self._strategy:
-            snapshot = (*key, self._snapshot_type, at or _EVERY_VERSION)
-            bound = at or _EVERY_VERSION
-            return Statement(
-                self._sql["load_with_snapshot"],
-                (*key, *snapshot, *key, bound, *snapshot),
-            )
-        if at is not None:
-            return Statement(self._sql["load_until"], (*key, at))
-        return Statement(self._sql["load"], key)
-
-    def _load(self, id: str, at: str | None = None) -> Plan[_Loaded[A]]:
-        (result,) = yield [self._load_statement(id, at)]
-        return (yield from self._rebuild(id, result.rows, at))
-
-    def _rebuild(
-        self, id: str, rows: Sequence[Sequence[Any]], at: str | None = None
-    ) -> Plan[_Loaded[A]]:
-        """State and version from loaded rows. The version is that of the last row, and never what
-        `entities` says: a command may only build on what it has seen."""
-        state: A | None = None
-        version = ""
-        if self._strategy:
-            if rows and rows[0][3] == 0:
-                version = rows[0][0]
-                state = decode_state(self.aggregate_class, id, rows[0][2], self._settings.codec)
-                if state is None:
-                    rows = yield from self._rows(
-                        "load_until", (*self._key(id), at or _EVERY_VERSION)
-                    )
-                else:
-                    self._settings.counts["snapshot_hits"] += 1
-                    state._bound = Binding(id)
-                    rows = rows[1:]
-            else:
-                rows = list(rows)
-            rows = [row[:3] for row in rows]
-        if state is None:
-            state = self._replay.blank(id)
-        version = self._replay.apply(state, rows) or version
-        return _Loaded(state, version, len(rows))
-
-    def _load_at(self, id: str, at: datetime) -> Plan[_Loaded[A]]:
-        rows = yield from self._rows("history", (*self._key(id), "", 1 << 31))
-        kept: list[Sequence[Any]] = []
-        for row in rows:
-            if recorded_time(row[0], decode_metadata(row[4])) > at:
-                break
-            kept.append(row[:3])
-        state = self._replay.blank(id)
-        return _Loaded(state, self._replay.apply(state, kept) or "", len(kept))
-
-    def _load_many(self, ids: Sequence[str]) -> Plan[dict[str, Entity[A]]]:
-        unique = list(dict.fromkeys(ids))
-        found: dict[str, Entity[A]] = {}
-        if not unique:
-            return found
-        if self._strategy:
-            results = yield [self._load_statement(id, None) for id in unique]
-            for id, result in zip(unique, results, strict=True):
-                loaded = yield from self._rebuild(id, result.rows)
-                if loaded.version:
-                    found[id] = Entity(id, loaded.version, loaded.state)
-            return found
-        param = self._dialect.many_ids(unique)
-        rows = yield from self._rows("load_many", (self.entity_type, param))
-        by_id: dict[str, list[Sequence[Any]]] = {}
-        for row in rows:
-            by_id.setdefault(row[3], []).append(row[:3])
-        for id in unique:
-            if id in by_id:
-                state = self._replay.blank(id)
-                version = self._replay.apply(state, by_id[id]) or ""
-                found[id] = Entity(id, version, state)
-        return found
-
-    # --- writing ---------------------------------------------------------------------------------
 
     def create(
         self, options: Options, command: Command[A, P, R], /, *args: P.args, **kwargs: P.kwargs
@@ -429,7 +200,7 @@ class Verbs(Generic[A]):
             rows = yield from self._handled(id, options.key)
             if rows:
                 return (yield from self._duplicate(id, options.key, command, rows[0][0]))
-        loaded = _Loaded(self._replay.blank(id), "", 0)
+        loaded = Loaded(self._replay.blank(id), "", 0)
         changed = self._run(loaded, command, args, kwargs)
         if not changed.events:
             raise NothingEmitted(self.entity_type, _name_of(command))
@@ -482,7 +253,7 @@ class Verbs(Generic[A]):
 
     def _run(
         self,
-        loaded: _Loaded[A],
+        loaded: Loaded[A],
         command: Callable[..., R],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -504,7 +275,7 @@ class Verbs(Generic[A]):
     def _write(
         self,
         expected: str | None,
-        loaded: _Loaded[A],
+        loaded: Loaded[A],
         changed: Changed[A, R],
         options: Options,
         attempt: _Attempt,

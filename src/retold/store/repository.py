@@ -18,7 +18,8 @@ from retold.errors import NotFound, UsageError
 from retold.events import Event
 from retold.recorded import Recorded
 from retold.store.driver import Verb
-from retold.store.plans import Options, Verbs, check_id, check_key
+from retold.store.options import Options, check_id, check_key
+from retold.store.plans import Verbs
 
 A = TypeVar("A", bound=Aggregate)
 D = TypeVar("D")

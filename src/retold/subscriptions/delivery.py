@@ -15,7 +15,7 @@ from retold.aggregates import Aggregate
 from retold.entity import Changed, Entity
 from retold.errors import AmbiguousTrigger, InvalidValue
 from retold.events import Event
-from retold.store.plans import check_id
+from retold.store.options import check_id
 from retold.store.repository import AsyncRepository, Repository, derived_id
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class _Delivered(Generic[E_co]):
         """The key of a change; the same entity twice in one step is ambiguous."""
         change = (entity_type, id, self._step)
         if change in self._changed:
-            raise AmbiguousTrigger(entity_type, id or "(new)", self.event_id)
+            raise AmbiguousTrigger(entity_type, id, self.event_id)
         self._changed.add(change)
         return f"{self._cause}/{self._subscription}/{self._step}"
 
@@ -81,8 +81,8 @@ class _Delivered(Generic[E_co]):
         return repository._caused_by(self.event_id, self._claim(entity_type, check_id(id)))
 
     def _for_create(self, repository: Any, entity_type: str) -> Any:
-        key = self._claim(entity_type, "")
         id = derived_id(self._cause, self._subscription, entity_type, self._step)
+        key = self._claim(entity_type, id)
         return repository._caused_by(self.event_id, key, id)
 
     def __repr__(self) -> str:

@@ -17,7 +17,7 @@ from retold.codecs import Codec, equal
 from retold.errors import NoApplier, NotStorable, UsageError
 from retold.events import Event, event_name
 from retold.personal import MASK, masked, personal_fields
-from retold.store.plans import check_id
+from retold.store.options import check_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
