@@ -30,7 +30,7 @@ from retold import (
     applies,
 )
 from retold.brokers import database
-from retold.errors import HandlerFailed, UsageError
+from retold.errors import AssignmentLost, HandlerFailed, UsageError
 
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload([__name__])
@@ -221,7 +221,7 @@ def test_a_commit_of_the_same_process_is_handled_without_looking_for_it(
         handled.release()
 
     ann = store.repository(Account).create(Account.credit, 1)
-    worker = threading.Thread(target=store.run, args=(letters,), kwargs={"stop": stop})
+    worker = threading.Thread(target=store.run, args=(letters,), kwargs={"stop": stop}, daemon=True)
     worker.start()
     for amount in (5, 4, 3, 2, 1, 0):
         assert handled.acquire(timeout=30)
@@ -263,16 +263,17 @@ def test_members_may_come_while_others_commit(store: EventStore) -> None:
 
 
 def work_slowly(url: str, pipe: Connection) -> None:
-    """A worker that tells when it handles an event, and goes on when it is told to."""
-    letters = Subscription("letters")
+    """A worker that is at the second event until it is told to stop."""
+    letters, stop = Subscription("letters"), threading.Event()
 
     @letters.on(Credited)
     def write(delivery: Delivery[Credited]) -> None:
         pipe.send(delivery.event.amount)
-        pipe.recv()
+        if delivery.event.amount == 2:
+            stop.wait()
 
     with EventStore(url) as store:
-        store.run(letters)
+        store.run(letters, stop=stop)
     pipe.send("ended")
 
 
@@ -280,19 +281,15 @@ def work_slowly(url: str, pipe: Connection) -> None:
 def test_a_signal_ends_run_behind_the_event_that_is_being_handled(
     url: str, store: EventStore, raw: sqlite3.Connection, started: Started, signum: signal.Signals
 ) -> None:
-    accounts = store.repository(Account)
     for amount in (1, 2, 3):
-        accounts.create(Account.credit, amount)
+        store.repository(Account).create(Account.credit, amount)
     process, pipe = started(work_slowly, url)
-    assert pipe.recv() == 1
-    pipe.send("go on")
-    assert pipe.recv() == 2
+    assert [pipe.recv(), pipe.recv()] == [1, 2]
     assert process.pid
     os.kill(process.pid, signum)
-    pipe.send("go on")
-    told = pipe.recv()
+    assert pipe.recv() == "ended"
     process.join()
-    assert (told, process.exitcode) == ("ended", 0)
+    assert process.exitcode == 0
     assert raw.execute("SELECT position, owner FROM subscriptions").fetchall() == [(2, None)]
 
 
@@ -401,6 +398,20 @@ def test_a_handler_may_take_longer_than_the_lease(
     assert handled == [1]
 
 
+def test_a_lease_that_somebody_took_is_noticed_at_the_commit(
+    store: EventStore, raw: sqlite3.Connection
+) -> None:
+    store.repository(Account).create(Account.credit, 1)
+    types = ["test_subscriptions.Account"], ["test_subscriptions.Credited"]
+    with closing(database.DatabaseConsumer(store.driver, "letters", *types, "beginning")) as member:
+        (message,) = member.poll(1, 0)
+        raw.execute("UPDATE subscriptions SET owner = 'elsewhere'")
+        with pytest.raises(AssignmentLost):
+            member.commit({message.partition: message.position})
+        assert not member.assigned
+    assert raw.execute("SELECT position, owner FROM subscriptions").fetchall() == [(0, "elsewhere")]
+
+
 def test_a_worker_whose_assignment_was_taken_goes_on_when_it_is_free_again(
     store: EventStore, raw: sqlite3.Connection, tmp_path: Path
 ) -> None:
@@ -488,6 +499,7 @@ def test_an_async_run_that_is_cancelled_ends_behind_the_event_being_handled(
 ) -> None:
     async def main() -> None:
         letters, entered, leave = Subscription("letters"), asyncio.Event(), asyncio.Event()
+        stop = threading.Event()
 
         @letters.on(Credited)
         async def write(delivery: AsyncDelivery[Credited]) -> None:
@@ -495,10 +507,11 @@ def test_an_async_run_that_is_cancelled_ends_behind_the_event_being_handled(
             await leave.wait()
 
         async with AsyncEventStore(url) as opened:
-            running = asyncio.create_task(opened.run(letters))
+            running = asyncio.create_task(opened.run(letters, stop=stop))
             await entered.wait()
             running.cancel()
-            await asyncio.sleep(0)
+            while not stop.is_set():
+                await asyncio.sleep(0)
             leave.set()
             with pytest.raises(asyncio.CancelledError):
                 await running

@@ -7,7 +7,8 @@ import threading
 import pytest
 from confluent_kafka import KafkaError
 
-from retold.brokers.kafka import KafkaPublisher, KafkaTopics, _Cluster, translate
+from retold.brokers.kafka import KafkaPublisher, KafkaTopics
+from retold.brokers.kafka_cluster import Cluster, translate
 from retold.errors import BrokerRefused, BrokerUnavailable, Fenced, InvalidValue, UsageError
 
 _NOWHERE = "127.0.0.1:1"
@@ -111,7 +112,7 @@ def test_waiting_ends_when_the_process_is_told_to_stop() -> None:
 
 @pytest.mark.parametrize("setting", ["sasl.password", "ssl.key.password", "sasl.jaas.config"])
 def test_no_secret_gets_into_an_error(setting: str) -> None:
-    cluster = _Cluster(_NOWHERE, {setting: "s3cr3t", "sasl.username": "ann"}, 1.0, None)
+    cluster = Cluster(_NOWHERE, {setting: "s3cr3t", "sasl.username": "ann"}, 1.0, None)
     for code in (KafkaError._AUTHENTICATION, KafkaError._INVALID_ARG, KafkaError._FENCED):
         cluster._note(KafkaError(code, "s3cr3t of ann is wrong"))
         error = cluster.failure(KafkaError(code, "s3cr3t of ann is wrong"), "logging in")

@@ -67,6 +67,7 @@ class DatabaseConsumer:
         self._owner_lock = threading.Lock()
         self._position = 0
         self._bell = threading.Event()
+        self._woken = threading.Event()
         self._closed = threading.Event()
         driver.listen(self._bell)
         # A handler may take longer than the lease: it is renewed beside it.
@@ -86,7 +87,8 @@ class DatabaseConsumer:
                 if messages:
                     return messages
             left = deadline - time.monotonic()
-            if left <= 0 or self._closed.is_set():
+            if left <= 0 or self._woken.is_set() or self._closed.is_set():
+                self._woken.clear()
                 return ()
             self._bell.wait(min(left, _IDLE_S if self.assigned else _STANDBY_S))
 
@@ -188,6 +190,7 @@ class DatabaseConsumer:
         return int(result.rows[0][0])
 
     def wake(self) -> None:
+        self._woken.set()
         self._bell.set()
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from retold.brokers.base import Consumer, Message
-from retold.errors import AssignmentLost, HandlerFailed, RetoldError
+from retold.errors import AssignmentLost, HandlerFailed, RetoldError, UsageError
 from retold.events import Event
 from retold.metadata import metadata
 from retold.recorded import Recorded, read_row
@@ -49,9 +49,20 @@ class Dispatcher:
 
         What was handled is committed, whatever ends the loop.
         """
-        handled = 0
+        handled = tries = 0
+        reached = False
         while not stop.is_set():
-            messages = consumer.poll(_BATCH, 0 if drain else _POLL_S)
+            try:
+                messages = consumer.poll(_BATCH, 0 if drain else _POLL_S)
+            except RetoldError as error:
+                # What has never worked may be a wrong URL, which no waiting mends.
+                if not reached or not error.retriable:
+                    raise
+                _log.warning("%s: %s", self._subscription, error)
+                tries += 1
+                _pause(stop, tries)
+                continue
+            reached, tries = True, 0
             if drain and not consumer.assigned:
                 raise AssignmentLost(self._subscription)
             if drain and not messages:
@@ -59,17 +70,30 @@ class Dispatcher:
             done: dict[int, int] = {}
             try:
                 for message in messages:
-                    if not self._handle(message, stop):
+                    if stop.is_set() or not self._handle(message, stop):
                         break
                     done[message.partition] = message.position
                     handled += 1
             finally:
-                try:
-                    if done:
-                        consumer.commit(done)
-                except AssignmentLost as lost:
-                    _log.warning("%s", lost)
+                if done:
+                    self._save(consumer, done, stop)
         return handled
+
+    def _save(self, consumer: Consumer, done: Mapping[int, int], stop: threading.Event) -> None:
+        tries = 0
+        while True:
+            try:
+                consumer.commit(done)
+            except AssignmentLost as lost:
+                _log.warning("%s", lost)
+            except RetoldError as error:
+                tries += 1
+                if not error.retriable or stop.is_set():
+                    raise
+                _log.warning("%s: the position was not saved: %s", self._subscription, error)
+                _pause(stop, tries)
+                continue
+            return
 
     def _handle(self, message: Message, stop: threading.Event) -> bool:
         """Handle one message; False when stopped before it was."""
@@ -118,8 +142,7 @@ class Dispatcher:
                 )
                 attempt += counts
                 tries += 1
-                # full jitter, doubling from 50 ms to 5 s
-                if stop.wait(random.uniform(0, min(0.05 * (1 << min(tries, 8)), 5.0))):
+                if _pause(stop, tries):
                     return False
             else:
                 return True
@@ -132,4 +155,16 @@ class Dispatcher:
                 delivery = AsyncDelivery(recorded, self._subscription, attempt, store)
                 asyncio.run_coroutine_threadsafe(handler(delivery), loop).result()
             else:
-                handler(Delivery(recorded, self._subscription, attempt, self._store))
+                result = handler(Delivery(recorded, self._subscription, attempt, self._store))
+                if inspect.isawaitable(result):
+                    if inspect.iscoroutine(result):
+                        result.close()
+                    raise UsageError(
+                        "a plain function returned an awaitable, which nobody would await: make "
+                        "the handler itself async def"
+                    )
+
+
+def _pause(stop: threading.Event, tries: int) -> bool:
+    """Wait with full jitter, doubling from 50 ms to 5 s; whether it was stopped meanwhile."""
+    return stop.wait(random.uniform(0, min(0.05 * (1 << min(tries, 8)), 5.0)))

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 from retold.aggregates import Aggregate, appliers_of
@@ -51,6 +52,11 @@ class Subscription:
             raise InvalidValue(f"a subscription's name has at most {_MAX_NAME} characters")
         if attempts < 1:
             raise InvalidValue("attempts: a handler is tried at least once")
+        if isinstance(start, datetime):
+            if start.tzinfo is None:
+                raise InvalidValue("start=… needs a datetime with a time zone")
+        elif start not in ("beginning", "now"):
+            raise InvalidValue(f'start is "beginning", "now" or a datetime, not {start!r}')
         self.name = name
         self._start: Start = start
         self._attempts = attempts
