@@ -9,6 +9,9 @@ A *publisher* writes records and the checkpoint that covers them, all or nothing
   durable when the call returns. If it raises, begin again: the checkpoint tells whether the
   transaction was committed.
 * Reading. Readers see records of committed transactions only (`read_committed`).
+* Waiting. Every call waits for a broker that is away, but for a bounded time, and not much longer
+  than until the process is told to stop: then it raises BrokerUnavailable. A transaction in hand
+  is given some seconds to finish.
 
 A *consumer* hands the messages of some topics to one member of a subscription:
 
@@ -29,7 +32,7 @@ A *consumer* hands the messages of some topics to one member of a subscription:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -60,13 +63,43 @@ class Record(NamedTuple):
     headers: list[tuple[str, bytes]]
 
 
+class Published(NamedTuple):
+    """A record as readers find it in a topic."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes
+    value: bytes
+    headers: Mapping[str, bytes]
+
+
+class TopicReader(Protocol):
+    """Reads what stands in topics, beside all consumers and without a trace."""
+
+    def read(
+        self, topics: Iterable[str], behind: Mapping[tuple[str, int], int] | None = None
+    ) -> Iterator[Sequence[Published]]:
+        """Every record that is visible now, some at a time, in order within each partition.
+
+        behind: (topic, partition) → the first offset wanted. A topic that does not exist holds
+        none. Raises BrokerUnavailable, BrokerRefused.
+        """
+        ...
+
+    def partitions(self, topics: Iterable[str]) -> dict[str, int]:
+        """The number of partitions of each topic that exists."""
+        ...
+
+
 class Publisher(Protocol):
     """Publishes for one relay. Used by one thread."""
 
     def begin(self) -> bytes | None:
         """Begin an epoch; the checkpoint saved last, None where this name never saved one.
 
-        Raises BrokerUnavailable, BrokerRefused.
+        Raises BrokerUnavailable, BrokerRefused, and PositionMissing where one was saved and is gone:
+        then the epoch has begun all the same.
         """
         ...
 
