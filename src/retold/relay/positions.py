@@ -19,7 +19,9 @@ class BinlogPosition(msgspec.Struct, frozen=True, omit_defaults=True, tag="binlo
     flavour: "mysql" or "mariadb". server: MySQL's server_uuid, MariaDB's server_id.
     gtid: everything up to here, as an executed set (MySQL) or the last of each domain (MariaDB);
     empty where the server writes none. file, offset: where the next transaction begins.
-    columns: the names of the events table's columns at this place, in order.
+    columns: the names of the events table's columns at this place, in order; empty if not known.
+    within: the GTID of the transaction that `rows` counts, because another server may send the
+    transactions behind a place in another order; empty where there are none.
     """
 
     flavour: str
@@ -29,6 +31,7 @@ class BinlogPosition(msgspec.Struct, frozen=True, omit_defaults=True, tag="binlo
     offset: int
     columns: tuple[str, ...] = ()
     rows: int = 0
+    within: str = ""
 
 
 class WalPosition(msgspec.Struct, frozen=True, omit_defaults=True, tag="wal"):
@@ -47,11 +50,13 @@ class WalPosition(msgspec.Struct, frozen=True, omit_defaults=True, tag="wal"):
 class PollingPosition(msgspec.Struct, frozen=True, omit_defaults=True, tag="polling"):
     """The ids of the events published last, which may not be marked as published yet.
 
-    table: a text that tells the table from others of its kind.
+    table: a text that tells the table from others of its kind. until: in a position got from `now`,
+    the highest id there was.
     """
 
     table: str
     ids: tuple[str, ...] = ()
+    until: str = ""
 
 
 Position = BinlogPosition | WalPosition | PollingPosition

@@ -13,7 +13,8 @@ A *source* follows the events table of one database:
 * Progress. Where the log moves on without events, a chunk without rows carries the new position
   now and then, so that the database need not keep its log for an idle relay.
 * Waiting. `read` returns as soon as there is something, with all that is there up to a limit, and
-  never waits for more. None after `wait` seconds without anything.
+  never waits for more. None after `wait` seconds without anything. Where the reader cannot take
+  more for the moment it calls `keepalive` once a second instead.
 * Confirmation. `confirm(position)` says that everything up to the position is safe in Kafka: only
   then may the database forget its log. It may be called from another thread than `read`.
 """
@@ -29,7 +30,7 @@ import msgspec
 from retold.relay.positions import Position
 
 
-class BinlogFileOffset(msgspec.Struct, frozen=True):
+class BinlogFileOffset(msgspec.Struct, frozen=True, gc=False):
     """Where an event stands in the binary log, as Java Eventuate writes it into the message."""
 
     binlogFilename: str
@@ -66,6 +67,10 @@ class Source(Protocol):
         """The end of the log as it is now. Everything committed later comes behind it."""
         ...
 
+    def skip(self) -> Position:
+        """The same, for a relay that leaves out what is there: nothing else comes behind it."""
+        ...
+
     def start(self, position: Position) -> None:
         """Connect, and read from the position on.
 
@@ -75,6 +80,10 @@ class Source(Protocol):
         ...
 
     def read(self, wait: float) -> Chunk | None: ...
+
+    def keepalive(self) -> None:
+        """Answer the server, if it wants an answer, without reading on."""
+        ...
 
     def reached(self, position: Position) -> bool:
         """Whether everything up to a position of this log, got from `now`, has been read."""

@@ -66,3 +66,59 @@ def _time(event_id: str) -> bytes:
         return b"%d" % int(event_id[:16], 16)
     except ValueError:
         return b""
+
+
+_decode = msgspec.json.Decoder(PublishedEvent).decode
+
+_BATCH = b"a8c79db675e14c4cbf1eb77d0d6d0f00"
+
+
+def events_in(value: bytes) -> list[PublishedEvent]:
+    """The events of a record: one, or several in the binary batch that Java's relay may write.
+
+    Raises ValueError for anything else.
+    """
+    try:
+        if value.startswith(_BATCH):
+            return [_decode(inner) for inner in _batched(value)]
+        return [_decode(value)]
+    except msgspec.MsgspecError as error:
+        raise ValueError(str(error)) from None
+
+
+def _batched(value: bytes) -> list[bytes]:
+    """The values in an EventuateKafkaMultiMessage (SBE, little endian): after the header of 40
+    bytes a group of headers, then a group of messages, each with headers, a key and a value."""
+    at = 40
+
+    def number(size: int) -> int:
+        nonlocal at
+        part = value[at : at + size]
+        if len(part) < size:
+            raise ValueError("a batch of events ends too soon")
+        at += size
+        return int.from_bytes(part, "little")
+
+    def text() -> bytes:
+        nonlocal at
+        size = number(4)
+        part = value[at : at + size]
+        if len(part) < size:
+            raise ValueError("a batch of events ends too soon")
+        at += size
+        return part
+
+    def headers() -> None:
+        number(2)
+        for _ in range(number(2)):
+            text()
+            text()
+
+    headers()
+    number(2)
+    found: list[bytes] = []
+    for _ in range(number(2)):
+        headers()
+        text()
+        found.append(text())
+    return found
