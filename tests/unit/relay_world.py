@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 from retold.brokers.base import Published, Record
 from retold.drivers import open_driver
@@ -39,11 +39,12 @@ from retold.relay.relay import Choices, Parts, Relay
 from retold.relay.source import Chunk, Source
 from retold.relay.sources.polling import PollingSource
 from retold.relay.table import Table
-from retold.relay.wire import events_in
 from retold.store.migrations import index_for_polling
 from retold.store.url import parse_url
 
-Fault = Literal["", "write", "away", "crash", "stop", "done, away", "done, crash", "fenced", "rival"]
+Fault = Literal[
+    "", "write", "away", "crash", "stop", "done, away", "done, crash", "fenced", "rival"
+]
 """What happens at a place: nothing, somebody writes, it is away, the process dies, it is told to
 stop; the transaction becomes visible although the call fails or the process dies; another relay of
 the name begins, or begins and publishes."""
@@ -68,10 +69,11 @@ class Schedule:
     """What happens, in order, at each place; nothing once it is used up."""
 
     def __init__(self, faults: Mapping[Where, Iterable[Fault]] | None = None) -> None:
-        self._faults = {place: iter(list(some)) for place, some in (faults or {}).items()}
+        self._faults = {place: list(some) for place, some in (faults or {}).items()}
 
     def next(self, place: Where) -> Fault:
-        return next(self._faults.get(place, iter(())), "")
+        left = self._faults.get(place)
+        return left.pop(0) if left else ""
 
 
 @dataclass
@@ -82,14 +84,15 @@ class Broker:
     checkpoint: bytes | None = None
     topics: dict[str, int] = field(default_factory=dict[str, int])
     epoch: int = 0
-    transactions: int = 0
+    reads: int = 0
 
-    def ids(self) -> list[str]:
-        return [event.id for record in self.visible for event in events_in(record.value)]
-
-    def of(self, entity: str) -> list[str]:
-        records = [record for record in self.visible if record.key == entity.encode()]
-        return [event.id for record in records for event in events_in(record.value)]
+    def ids(self, entity: str = "") -> list[str]:
+        """The events that are visible, all of them or those of an entity, in order."""
+        return [
+            dict(record.headers)["id"].decode()
+            for record in self.visible
+            if entity in ("", record.key.decode()) and record.headers
+        ]
 
     # --- as a TopicReader
 
@@ -97,6 +100,7 @@ class Broker:
         self, topics: Iterable[str], behind: Mapping[tuple[str, int], int] | None = None
     ) -> Iterator[Sequence[Published]]:
         wanted = set(topics)
+        self.reads += 1
         for number, record in enumerate(self.visible):
             if record.topic in wanted:
                 yield [Published(record.topic, 0, number, record.key, record.value, {})]
@@ -114,15 +118,7 @@ class Publisher:
         self._epoch = -1
 
     def begin(self) -> bytes | None:
-        match self._schedule.next("begin"):
-            case "away":
-                raise BrokerUnavailable("begin")
-            case "crash":
-                raise Crash
-            case "stop":
-                self._stop.set()
-            case "write":
-                self._world.write()
+        self._strike("begin")
         self._broker.epoch += 1
         self._epoch = self._broker.epoch
         return self._broker.checkpoint
@@ -133,20 +129,11 @@ class Publisher:
         return self._broker.partitions(topics)
 
     def publish(self, records: Sequence[Record], checkpoint: bytes) -> None:
-        fault = self._schedule.next("publish")
-        match fault:
-            case "write":
-                self._world.write()
-            case "away":
-                raise BrokerUnavailable("publish")
-            case "crash":
-                raise Crash
-            case "stop":
-                self._stop.set()
-            case "fenced":
-                self._broker.epoch += 1
-            case "rival":
-                self._world.rival()
+        fault = self._strike("publish")
+        if fault == "fenced":
+            self._broker.epoch += 1
+        elif fault == "rival":
+            self._world.rival()
         if self._epoch != self._broker.epoch:
             raise Fenced("another one began")
         self._commit(records, checkpoint)
@@ -155,11 +142,15 @@ class Publisher:
         if fault == "done, crash":
             raise Crash
 
+    def _strike(self, place: Where) -> Fault:
+        fault = self._schedule.next(place)
+        self._world.strike(fault, self._stop, BrokerUnavailable(place))
+        return fault
+
     def _commit(self, records: Sequence[Record], checkpoint: bytes) -> None:
         assert {record.topic for record in records} <= self._broker.topics.keys()
         self._broker.visible += records
         self._broker.checkpoint = checkpoint
-        self._broker.transactions += 1
         self._world.check(decode_checkpoint("r", checkpoint))
 
     def close(self) -> None:
@@ -174,7 +165,6 @@ class LogSource:
         self._schedule = schedule
         self._stop = stop
         self._at = 0
-        self.confirmed = 0
 
     def now(self) -> WalPosition:
         return _at(self._world.end())
@@ -207,8 +197,10 @@ class LogSource:
         return self._at >= position.lsn
 
     def confirm(self, position: Position) -> None:
+        checkpoint = decode_checkpoint("r", self._world.broker.checkpoint or b"")
         assert isinstance(position, WalPosition)
-        self.confirmed = max(self.confirmed, position.lsn)
+        assert isinstance(checkpoint.position, WalPosition)
+        assert position.lsn <= checkpoint.position.lsn, "confirmed, and not published"
 
     def close(self) -> None:
         pass
@@ -296,7 +288,7 @@ class World:
         self._written = Counter[str]()
         self._made = 0
 
-    def __enter__(self) -> World:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -352,18 +344,15 @@ class World:
 
     # --- what happens
 
-    def strike(self, fault: Fault, stop: Stop) -> None:
-        match fault:
-            case "write":
-                self.write()
-            case "away":
-                raise ConnectionLost("the schedule says so")
-            case "crash":
-                raise Crash
-            case "stop":
-                stop.set()
-            case _:
-                pass
+    def strike(self, fault: Fault, stop: Stop, away: RetoldError | None = None) -> None:
+        if fault == "write":
+            self.write()
+        elif fault == "away":
+            raise away or ConnectionLost("the schedule says so")
+        elif fault == "crash":
+            raise Crash
+        elif fault == "stop":
+            stop.set()
 
     def idle(self, stop: Stop) -> None:
         """Nothing is left to read: somebody writes, or it is the end."""
@@ -383,7 +372,7 @@ class World:
         visible = self.broker.ids()
         assert len(visible) == len(set(visible)), "twice"
         for entity in {record.key.decode() for record in self.broker.visible} - self.disorderly:
-            assert self.broker.of(entity) == sorted(self.broker.of(entity)), "out of order"
+            assert self.broker.ids(entity) == sorted(self.broker.ids(entity)), "out of order"
         if checkpoint.catching_up:
             return
         match checkpoint.position:

@@ -1,6 +1,6 @@
 """The command line: `retold COMMAND`, one module for each command.
 
-Exit codes: 0 for done, 1 where the answer to a check is no, 2 for an error. An error is one line
+Exit codes: 0 for done, 1 where the answer to a check is no, 2 for an error; a relay has two more. An error is one line
 that says what happened and one that says what to do.
 """
 
@@ -11,13 +11,13 @@ import sys
 from inspect import cleandoc
 from typing import TYPE_CHECKING
 
-from retold.cli import migrate
+from retold.cli import doctor, migrate, relay, verify
 from retold.errors import RetoldError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_COMMANDS = (migrate,)
+_COMMANDS = (migrate, relay, verify, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

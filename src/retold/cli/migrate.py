@@ -29,6 +29,9 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     what.add_argument(
         "--sql", action="store_true", help="change nothing; print all statements, for a run by hand"
     )
+    parser.add_argument(
+        "--polling", action="store_true", help="also make the index for a relay that polls"
+    )
     parser.set_defaults(run=run)
 
 
@@ -41,7 +44,9 @@ def run(chosen: argparse.Namespace) -> int:
         if chosen.sql:
             print(store.migration_script(), end="")
             return 0
-        steps = store.pending_migrations() if chosen.check else store.migrate()
+        steps = (
+            store.pending_migrations() if chosen.check else store.migrate(polling=chosen.polling)
+        )
     finally:
         store.close()
     for step in steps:

@@ -1,0 +1,138 @@
+"""Catching up with the table: one algorithm for a first start, a resync and a rebuild.
+
+Note the end of the log; read what the topics hold; publish from one view of the table what is
+missing, in the order of ids; then follow the log from the noted place, dropping what is published,
+until past the place where the log ended when the view was made. A crash anywhere begins it again.
+
+Why nothing is lost: an event is either in the view, or committed behind the noted place. Why none
+comes twice: up to the second place everything is looked up. Why the order holds: of each entity the
+view holds the first events, in the order of ids, and the log brings the later ones.
+
+All three ask of a log's end, as a source's `now` tells it, that whatever is before it is visible to
+whoever looks afterwards, and that whatever was visible before is before it. Logs do not give that
+away: a transaction is in the log a moment before others see it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Iterable
+from typing import TYPE_CHECKING
+
+from retold.errors import EventsOutOfOrder
+from retold.relay.known import KnownIds, KnownUntil
+from retold.relay.wire import events_in, records, topic_name
+
+if TYPE_CHECKING:
+    from retold.brokers.base import Record, TopicReader
+    from retold.relay.positions import Position
+    from retold.relay.progress import Progress
+    from retold.relay.source import Row, Source
+    from retold.relay.table import Table
+    from retold.relay.wire import PublishedEvent
+
+_NAMED = 20
+"""How many holes are named in the log."""
+_log = logging.getLogger("retold.relay")
+
+
+class CatchUp:
+    """One run of the algorithm."""
+
+    def __init__(
+        self,
+        source: Source,
+        topics: TopicReader,
+        table: Table,
+        *,
+        fill_holes: bool,
+        progress: Progress,
+    ) -> None:
+        self._source = source
+        self._topics = topics
+        self._table = table
+        self._fill_holes = fill_holes
+        self._progress = progress
+        self._end: Position | None = None
+        self._holes: list[Row] = []
+        self._count = 0
+        self._known = KnownIds()
+
+    def rows(self, topics: Iterable[str]) -> Generator[list[Record]]:
+        """The records to publish, in order. Some at a time, and none now and then, so that the
+        caller can look around. topics: further ones that may hold events."""
+        types = self._table.entity_types()
+        yield from self._read_topics({*topics, *map(topic_name, types)})
+        known, progress = self._known, self._progress
+        with self._table.view() as view:
+            self._end = self._source.now()
+            first, last = view.first(), view.last()
+            for page in view.pages():
+                missing = known.missing(page)
+                holes = known.behind(missing)
+                if holes:
+                    self._note(holes)
+                    if not self._fill_holes:
+                        held = {row[0] for row in holes}
+                        missing = [row for row in missing if row[0] not in held]
+                yield records(missing)
+                known.add(row[0] for row in page)
+                progress.fraction = share(first, page[-1][0], last)
+
+    def _read_topics(self, topics: Iterable[str]) -> Generator[list[Record]]:
+        for some in self._topics.read(topics):
+            for record in some:
+                try:
+                    events = events_in(record.value)
+                except ValueError as error:
+                    place = f"{record.topic}[{record.partition}]@{record.offset}"
+                    _log.warning("%s holds no event: %s", place, error)
+                else:
+                    self._known.add_published(map(_who, events))
+            yield []
+        if self._known.count:
+            _log.info("Kafka holds %d events already", self._known.count)
+
+    def _note(self, holes: list[Row]) -> None:
+        self._count += len(holes)
+        self._progress.counts["holes"] += len(holes)
+        for row in holes[: _NAMED - len(self._holes)]:
+            event_id, name, _, entity_type, entity_id, *_ = row
+            self._holes.append(row)
+            _log.warning(
+                "event %s (%s of %s %s) is missing behind a later one",
+                event_id,
+                name,
+                entity_type,
+                entity_id,
+            )
+
+    def check_holes(self) -> None:
+        """Raises EventsOutOfOrder when events are missing that were not published."""
+        if self._holes and not self._fill_holes:
+            event_id, name, _, entity_type, entity_id, *_ = self._holes[0]
+            raise EventsOutOfOrder(
+                f"the first is {event_id} ({name} of {entity_type} {entity_id!r})", self._count
+            )
+
+    def until(self) -> KnownUntil:
+        """What is known of the log up to where it ended when the view was made."""
+        end = self._end
+        assert end is not None
+        return KnownUntil(self._known, lambda: self._source.reached(end))
+
+    def close(self) -> None:
+        self._known.close()
+
+
+def _who(event: PublishedEvent) -> tuple[str, str, str]:
+    return event.entityType, event.entityId, event.id
+
+
+def share(first: str, here: str, last: str) -> float:
+    """How far an id is from the first to the last, by the times in them: 0 to 1."""
+    try:
+        begin, now, end = (int(id[:16], 16) for id in (first, here, last))
+    except ValueError:
+        return 0.0
+    return min(1.0, (now - begin) / (end - begin)) if end > begin else 1.0
