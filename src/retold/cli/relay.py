@@ -69,6 +69,11 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         action="store_true",
         help="go on with a topic whose number of partitions has changed",
     )
+    parser.add_argument(
+        "--accept-rewind",
+        action="store_true",
+        help="the database was set back on purpose: list what it has lost, resync, and go on",
+    )
     parser.set_defaults(run=run)
 
 
@@ -147,7 +152,7 @@ def assemble(settings: Settings, stop: threading.Event, stack: ExitStack) -> tup
         # What one polling relay marks as published, another one would not find.
         leadership=DatabaseLeadership(driver, "polling" if kind == "polling" else name),
     )
-    refuse(driver, KafkaFacts(kafka, settings.kafka(), patience=5.0), name)
+    refuse(url, driver, kind, KafkaFacts(kafka, settings.kafka(), patience=5.0), name)
     progress = Progress(name)
     if address := settings.text("listen"):
         from retold.relay.health import Health
@@ -156,9 +161,10 @@ def assemble(settings: Settings, stop: threading.Event, stack: ExitStack) -> tup
         _log.info("health and metrics on port %d", health.port)
     choices = Choices(
         from_now=settings.flag("from-now"),
-        resync=settings.flag("resync"),
+        resync=settings.flag("resync") or settings.flag("accept-rewind"),
         fill_holes=settings.flag("fill-holes-out-of-order"),
         accept_partitions=settings.flag("accept-partitions"),
+        accept_rewind=settings.flag("accept-rewind"),
     )
     return Relay(parts, progress, choices), progress
 

@@ -46,12 +46,14 @@ class CatchUp:
         table: Table,
         *,
         fill_holes: bool,
+        accept_rewind: bool = False,
         progress: Progress,
     ) -> None:
         self._source = source
         self._topics = topics
         self._table = table
         self._fill_holes = fill_holes
+        self._accept_rewind = accept_rewind
         self._progress = progress
         self._end: Position | None = None
         self._holes: list[Row] = []
@@ -81,6 +83,7 @@ class CatchUp:
 
     def _read_topics(self, topics: Iterable[str]) -> Generator[list[Record]]:
         for some in self._topics.read(topics):
+            found: list[PublishedEvent] = []
             for record in some:
                 try:
                     events = events_in(record.value)
@@ -88,10 +91,28 @@ class CatchUp:
                     place = f"{record.topic}[{record.partition}]@{record.offset}"
                     _log.warning("%s holds no event: %s", place, error)
                 else:
-                    self._known.add_published(map(_who, events))
+                    found += events
+            if self._accept_rewind and found:
+                found = self._without_lost(found)
+            self._known.add_published(map(_who, found))
             yield []
         if self._known.count:
             _log.info("Kafka holds %d events already", self._known.count)
+
+    def _without_lost(self, found: list[PublishedEvent]) -> list[PublishedEvent]:
+        """Leave out, and list, what the database has no more: what comes after it is in order."""
+        there = self._table.existing([event.id for event in found])
+        for event in found:
+            if event.id not in there:
+                self._progress.counts["lost"] += 1
+                _log.warning(
+                    "event %s (%s of %s %s) is in Kafka, and the database has lost it",
+                    event.id,
+                    event.eventType,
+                    event.entityType,
+                    event.entityId,
+                )
+        return [event for event in found if event.id in there]
 
     def _note(self, holes: list[Row]) -> None:
         self._count += len(holes)

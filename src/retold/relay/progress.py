@@ -17,7 +17,7 @@ Role = Literal["starting", "standby", "catching up", "leading", "stopped"]
 class Progress:
     """Written by the relay, read by others. Times are in seconds since the epoch.
 
-    counts: events, transactions, epochs, fences, reconnects, holes.
+    counts: events, transactions, epochs, fences, reconnects, holes, lost.
     caught_up: nothing was waiting when the relay looked last.
     committed: when the database committed what was published last.
     """

@@ -60,12 +60,15 @@ class Choices:
     from_now: a first start leaves out what the table holds already. resync: publish from the table
     what is missing before going on. fill_holes: publish missing events also behind later ones of
     their entity. accept_partitions: go on with a topic whose number of partitions has changed.
+    accept_rewind: with resync: list what Kafka holds and the database has lost, and let what is
+    missing come behind it.
     """
 
     from_now: bool = False
     resync: bool = False
     fill_holes: bool = False
     accept_partitions: bool = False
+    accept_rewind: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +184,7 @@ class Relay:
             self._topics,
             self._table,
             fill_holes=self._choices.fill_holes,
+            accept_rewind=self._choices.accept_rewind,
             progress=self._progress,
         )
 
@@ -213,7 +217,7 @@ class Relay:
                     known.close()
                     catching_up = False
                     progress.role = "leading"
-                    self._choices = replace(self._choices, resync=False)
+                    self._choices = replace(self._choices, resync=False, accept_rewind=False)
 
     def _publish(self, batch: Batch, *, catching_up: bool) -> None:
         self._save(

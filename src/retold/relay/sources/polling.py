@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from retold.errors import LogReplaced
+from retold.errors import LogReplaced, LogRewound
 from retold.relay.checks import polling_index, require
 from retold.relay.positions import PollingPosition
 from retold.relay.source import MAX_BYTES, Chunk, Row
@@ -74,9 +74,19 @@ class PollingSource:
         if position.table != identity:
             raise LogReplaced(f"the table is {identity}, the position is one of {position.table}")
         self._check_index()
+        self._check_published(position.ids)
         self._mark(position.ids)
         self._marked.set()
         self._lowest = ""
+
+    def _check_published(self, ids: Sequence[str]) -> None:
+        """What was published last must be there: a table set back to before has lost it."""
+        there = self._rows("existing", self._ids(list(ids))) if ids else ()
+        if len(there) < len(ids):
+            raise LogRewound(
+                f"of the {len(ids)} events published last it has {len(there)}; it lacks "
+                f"{(set(ids) - {id for (id,) in there}).pop()}"
+            )
 
     def _identity(self) -> str:
         """When the table was made, in milliseconds: a copy of the database keeps it."""
