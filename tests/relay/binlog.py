@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import msgspec
 import pymysql
 
 from retold import EventStore
@@ -24,7 +25,7 @@ from retold.relay.sources.binlog_events import Decoder, needed
 from retold.relay.sources.binlog_rows import Column
 from retold.relay.sources.binlog_stream import Stream
 from retold.store.url import parse_url
-from tests.rig import MariaDB, MySQL
+from tests.rig import MariaDB, MySQL, Private
 from tests.rig.databases import with_parts
 
 CAPTURES = Path(__file__).parent / "captures"
@@ -49,8 +50,8 @@ VARCHAR, TINYINT = 15, 1
 
 
 def position(flavour: str = "mysql", **parts: Any) -> BinlogPosition:
-    known = {"server": SERVER, "gtid": "", "file": "binlog.000001", "offset": 4, "columns": NAMES}
-    return BinlogPosition(flavour, **{**known, **parts})
+    first = BinlogPosition(flavour, SERVER, "", "binlog.000001", 4, NAMES)
+    return msgspec.structs.replace(first, **parts)
 
 
 def decoder(
@@ -106,7 +107,9 @@ def packets(payload: bytes) -> bytes:
     return made
 
 
-def bare(kind: int, body: bytes, *, end: int = 0, flags: int = 0, time: int = 1_700_000_000) -> bytes:
+def bare(
+    kind: int, body: bytes, *, end: int = 0, flags: int = 0, time: int = 1_700_000_000
+) -> bytes:
     """An event without a packet around it."""
     return struct.pack("<IBIIIH", time, kind, 1, 19 + len(body), end, flags) + body
 
@@ -141,7 +144,9 @@ class Written:
 
     def query(self, text: str, schema: str = "shop") -> Written:
         name = schema.encode()
-        return self.event(2, struct.pack("<IIBHH", 1, 0, len(name), 0, 0) + name + b"\0" + text.encode())
+        return self.event(
+            2, struct.pack("<IIBHH", 1, 0, len(name), 0, 0) + name + b"\0" + text.encode()
+        )
 
     def begin(self) -> Written:
         return self.query("BEGIN")
@@ -221,7 +226,7 @@ def payload(events: bytes, compression: int | None = None) -> bytes:
         content = zstandard.ZstdCompressor().compress(events)
     kind = 255 if compression is None else compression
     fields = b"\2" + (b"\1" + bytes([kind]) if kind < 251 else b"\3\xfc" + struct.pack("<H", kind))
-    fields += b"\1\3\xfc" + struct.pack("<H", len(content))
+    fields += b"\1\x09\xfe" + struct.pack("<Q", len(content))
     return fields + b"\0" + content
 
 
@@ -236,7 +241,7 @@ CAPTURED = ("a", "b", "c", "d", "é", "f")
 """The ids of the events in each capture."""
 
 
-def _capture(server: MySQL | MariaDB) -> bytes:
+def _capture(server: Private) -> bytes:
     server.start()
     try:
         server.create_database("shop")

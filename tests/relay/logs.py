@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
@@ -42,8 +43,7 @@ class Kind:
 
     options: of a server of its own. total_order: transactions come whole, in the order of commits;
     otherwise each entity's events do. goes_back: it may be started at any earlier position;
-    otherwise at the last one. progress: it tells positions where there are no events.
-    concurrent: the database takes several transactions at once.
+    otherwise at the last one. concurrent: the database takes several transactions at once.
     """
 
     database: str
@@ -51,14 +51,11 @@ class Kind:
     options: tuple[str, ...] = ()
     total_order: bool = True
     goes_back: bool = True
-    progress: bool = True
     concurrent: bool = True
 
 
-def _polling(database: str, **features: bool) -> Kind:
-    return Kind(
-        database, "polling", total_order=False, goes_back=False, progress=False, **features
-    )
+def _polling(database: str, *, concurrent: bool = True) -> Kind:
+    return Kind(database, "polling", total_order=False, goes_back=False, concurrent=concurrent)
 
 
 KINDS = {
@@ -138,22 +135,30 @@ class Link:
         yield self
         self.execute(end)
 
-    def load(self, events: Sequence[Event], folder: Path) -> None:
-        """As much at once as the database has a way for."""
+    def load(self, events: Sequence[Event]) -> None:
+        """By the way the database has for many rows."""
         if self.family == "postgres":
             with self.raw.cursor().copy(f"COPY events ({COLUMNS}) FROM STDIN") as copy:
                 for one in events:
                     copy.write_row(one)
             return
-        file = folder / f"{secrets.token_hex(4)}.tsv"
-        file.write_text("".join("\t".join(text or r"\N" for text in one) + "\n" for one in events))
-        self.execute(
-            f"LOAD DATA LOCAL INFILE '{file}' INTO TABLE events CHARACTER SET utf8mb4 ({COLUMNS})"
-        )
+        with NamedTemporaryFile("w", suffix=".tsv", newline="") as file:
+            file.writelines("\t".join(map(_escaped, one)) + "\n" for one in events)
+            file.flush()
+            self.execute(
+                f"LOAD DATA LOCAL INFILE '{file.name}' INTO TABLE events CHARACTER SET utf8mb4 "
+                f"({COLUMNS})"
+            )
 
     def close(self) -> None:
         with suppress(pymysql.Error, psycopg.Error):  # broken by a test
             self.raw.close()
+
+
+def _escaped(text: str | None) -> str:
+    if text is None:
+        return r"\N"
+    return text.replace("\\", r"\\").replace("\t", r"\t").replace("\n", r"\n")
 
 
 class Log:
@@ -297,9 +302,7 @@ def wait_until(true: Callable[[], object]) -> None:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def chunks(
-    source: Source, end: Position | None = None, *, confirm: bool = True
-) -> Iterator[Chunk]:
+def chunks(source: Source, end: Position | None = None, *, confirm: bool = True) -> Iterator[Chunk]:
     """All up to an end, which is that of the log as it is now; each confirmed when the next one is
     asked for."""
     end = end or source.now()

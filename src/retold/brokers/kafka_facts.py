@@ -15,6 +15,7 @@ from retold.brokers.kafka_cluster import NO_TOPIC, SLICE_S, Cluster, serve
 from retold.errors import BrokerRefused
 
 PATIENCE_S = 10.0
+"""How long Kafka may be away before a question fails."""
 
 # Its types are incomplete.
 _admin: Any = import_module("confluent_kafka.admin")
@@ -39,10 +40,14 @@ class KafkaFacts:
     """Questions to a cluster. Each raises BrokerUnavailable after `patience` seconds."""
 
     def __init__(
-        self, bootstrap: str, settings: Mapping[str, str] | None = None, *, patience: float = 10.0
+        self,
+        bootstrap: str,
+        settings: Mapping[str, str] | None = None,
+        *,
+        patience: float | None = None,
     ) -> None:
-        self._cluster = Cluster(bootstrap, settings or {}, patience, None)
-        self._seconds = patience
+        self._seconds = PATIENCE_S if patience is None else patience
+        self._cluster = Cluster(bootstrap, settings or {}, self._seconds, None)
 
     def brokers(self) -> int:
         """How many there are now."""

@@ -45,7 +45,7 @@ _BY_NUMBER: dict[int, Callable[[str], RetoldError]] = {
     1205: StoreBusy,
     **dict.fromkeys((3, 28, 1021, 1114), StoreFull),
     **dict.fromkeys((1040, 1203, 2002, 2003, 2005), StoreUnavailable),
-    **dict.fromkeys((1180, 1213, 3101), TransactionRolledBack),
+    **dict.fromkeys((1180, 1213, 1412, 3101), TransactionRolledBack),
     1406: ValueTooLong,
 }
 _SESSION = [

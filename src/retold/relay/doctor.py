@@ -34,6 +34,7 @@ from retold.relay.kafka_checks import (
     positions_topic_checks,
     transactions_check,
 )
+from retold.relay.sources import binlog_checks, wal_checks
 from retold.relay.table import Table
 from retold.relay.wire import IGNORED, topic_name
 
@@ -95,22 +96,18 @@ class Doctor:
 
     def _log(self, readable: bool) -> Iterator[Check]:
         """readable: the events table is there."""
-        if self.kind == "binlog":
-            yield from self._binlog(readable)
-        elif self.kind == "wal":
-            yield from self._wal(readable)
-        else:
-            yield direct_check(is_direct(self.driver))
-
-    def _binlog(self, readable: bool) -> Iterator[Check]:
-        from retold.relay.sources.binlog_checks import log_checks
-
-        url = self.url
-        plan = log_checks(url.schema or url.database, f"{url.prefix}events")
-        checks = self._run("binary log", plan)
+        checks = self._run("log", log_checks(self.url, self.kind, direct=is_direct(self.driver)))
         yield from checks
-        if readable and all(check.outcome != "failed" for check in checks):
+        if self.kind == "wal":
+            standby = self._run("server", wal_checks.standby_checks())
+            yield from standby
+            checks += standby
+        if not readable or any(check.outcome == "failed" for check in checks):
+            return
+        if self.kind == "binlog":
             yield self._dump()
+        elif self.kind == "wal":
+            yield from self._slot()
 
     def _dump(self) -> Check:
         """Whether the server sends its log: asked for from its end on, as another replica."""
@@ -135,14 +132,9 @@ class Doctor:
             return _unexpected("replication", error)
         return ok("replication", f"is allowed to {self.url.user}")
 
-    def _wal(self, readable: bool) -> Iterator[Check]:
-        from retold.relay.sources.wal_checks import settings_checks
+    def _slot(self) -> Iterator[Check]:
         from retold.relay.sources.wal_database import WalDatabase
 
-        checks = self._run("server", settings_checks(direct=is_direct(self.driver)))
-        yield from checks
-        if not readable or any(check.outcome == "failed" for check in checks):
-            return
         with closing(WalDatabase(self.url, self.name)) as database:
             try:
                 yield from database.checks()
@@ -202,17 +194,30 @@ def is_direct(driver: BlockingDriver) -> bool:
         return bool(getattr(connection, "direct", True))
 
 
-def refuse(driver: BlockingDriver, kafka: KafkaFacts, name: str) -> None:
-    """Look, before a relay begins, at what neither its source nor its publisher looks at.
+def log_checks(url: DatabaseURL, kind: str, *, direct: bool) -> Plan[list[Check]]:
+    """What a server says of its log."""
+    if kind == "binlog":
+        return (
+            yield from binlog_checks.log_checks(url.schema or url.database, f"{url.prefix}events")
+        )
+    if kind == "wal":
+        return (yield from wal_checks.settings_checks(direct=direct))
+    return [direct_check(direct)]
 
-    What is away now the relay itself will wait for. Raises LogUnsuitable for a pooler, and
-    BrokerRefused for a topic with which events or positions would be lost.
+
+def refuse(
+    url: DatabaseURL, driver: BlockingDriver, kind: str, kafka: KafkaFacts, name: str
+) -> None:
+    """Look before a relay begins, also before one that will stand by.
+
+    What is away now the relay itself will wait for. Raises LogUnsuitable for a log that cannot be
+    followed, and BrokerRefused for a topic with which events or positions would be lost.
     """
     from retold.brokers.kafka import positions_topic
 
     positions = positions_topic(name)
     try:
-        require([direct_check(is_direct(driver))])
+        require(driver.run(log_checks(url, kind, direct=is_direct(driver))))
         found = kafka.topics([positions, *topics_of(Table(driver))])
     except RetoldError as error:
         if error.retriable:

@@ -36,6 +36,8 @@ _COUNTERS = {
 }
 _TIMEOUT_S = 10.0
 """How long a client may take."""
+_TICK_S = 0.05
+"""How often the server looks whether it is to end."""
 _ROLES = ("starting", "standby", "catching up", "leading", "stopped")
 
 
@@ -119,7 +121,10 @@ class Health:
             raise InvalidValue(f"--listen {address!r}: {error}") from None
         self.port: int = self._server.server_address[1]
         threading.Thread(
-            target=self._server.serve_forever, name="retold relay health", daemon=True
+            target=self._server.serve_forever,
+            args=(_TICK_S,),
+            name="retold relay health",
+            daemon=True,
         ).start()
 
     def close(self) -> None:

@@ -45,19 +45,39 @@ def records(rows: Iterable[Row]) -> list[Record]:
     so that a reader can pass over an event without parsing it.
     """
     made: list[Record] = []
+    topics, types = _Topics(), _Types()
+    high, time = "", ("time", b"")
+    # As Record(…), but for every event that there is.
+    new, append = tuple.__new__, made.append
     for event_id, event_type, data, entity_type, entity_id, metadata, place in rows:
-        if entity_type == IGNORED:
+        topic = topics[entity_type]
+        if topic is None:
             continue
+        if event_id[:16] != high:
+            high, time = event_id[:16], ("time", _time(event_id))
         value = _encode(
             PublishedEvent(event_id, entity_id, entity_type, data, event_type, place, metadata)
         )
-        headers = [
-            ("id", event_id.encode()),
-            ("type", event_type.encode()),
-            ("time", _time(event_id)),
-        ]
-        made.append(Record(topic_name(entity_type), entity_id.encode(), value, headers))
+        headers = [("id", event_id.encode()), types[event_type], time]
+        append(new(Record, (topic, entity_id.encode(), value, headers)))
     return made
+
+
+class _Topics(dict[str, str | None]):
+    """Entity type → topic, None for what is not published."""
+
+    def __missing__(self, entity_type: str) -> str | None:
+        topic = None if entity_type == IGNORED else topic_name(entity_type)
+        self[entity_type] = topic
+        return topic
+
+
+class _Types(dict[str, tuple[str, bytes]]):
+    """Event type → header."""
+
+    def __missing__(self, event_type: str) -> tuple[str, bytes]:
+        header = self[event_type] = ("type", event_type.encode())
+        return header
 
 
 def _time(event_id: str) -> bytes:

@@ -124,12 +124,11 @@ class BinlogSource:
         if facts.flavour != position.flavour:
             raise LogReplaced(f"it is one of {position.flavour}, the server is {facts.flavour}")
         gtids = bool(position.gtid) and facts.gtids
-        if not gtids:
-            self._check_place(position, facts)
-        elif facts.flavour == "mysql":
+        if gtids and facts.flavour == "mysql":
             self._check_executed(position, facts)
-        else:
+        elif gtids:
             self._check_domains(position, facts)
+        self._check_place(position, facts, gtids)
         decoder = Decoder(
             msgspec.structs.replace(position, server=facts.server),
             self._table,
@@ -169,23 +168,37 @@ class BinlogSource:
             )
         return facts
 
-    def _check_place(self, position: BinlogPosition, facts: Facts) -> None:
-        """Without GTIDs a place means something on its own server only."""
+    def _check_place(self, position: BinlogPosition, facts: Facts, gtids: bool) -> None:
+        """On its own server a place must be there; without GTIDs it means nothing on another."""
         if facts.server != position.server:
+            if gtids:
+                return
             raise LogReplaced(
                 f"it is of the server {position.server}, this is {facts.server}, and no GTID "
                 f"tells where to go on"
             )
         files = self._server.files()
-        if position.file not in files:
-            if _number(position.file) > max(map(_number, files), default=0):
-                raise LogRewound(
-                    f"its log ends at {max(files, key=_number)}, before {position.file}"
-                )
-            raise LogPurged(f"{position.file} is no longer there, the oldest is {min(files)}")
-        if position.offset > files[position.file]:
+        end = max(files, key=_number)
+        if _number(position.file) > _number(end):
+            raise LogRewound(f"the log ends with {end}, and {position.file} was read")
+        if position.offset > files.get(position.file, position.offset):
             raise LogRewound(
-                f"{position.file} has {files[position.file]} bytes, fewer than {position.offset}"
+                f"{position.file} ends at {files[position.file]}, and was read up to "
+                f"{position.offset}"
+            )
+        if position.file not in files and not gtids:
+            raise LogPurged(f"{position.file} is no longer there, the oldest is {min(files)}")
+        if position.file in files and gtids and facts.flavour == "mariadb":
+            self._check_gtid_at(position)
+
+    def _check_gtid_at(self, position: BinlogPosition) -> None:
+        # MariaDB's server_id is 1 nearly everywhere, and so the first transaction 0-1-1.
+        here = GtidPosition.parse(self._server.gtid_at(position.file, position.offset) or "").last
+        published = GtidPosition.parse(position.gtid).last
+        if not here or any(published.get(domain) != last for domain, last in here.items()):
+            raise LogReplaced(
+                f"at {position.offset} in {position.file} the log of this server has not come to "
+                f"{position.gtid}"
             )
 
     def _check_executed(self, position: BinlogPosition, facts: Facts) -> None:
@@ -218,14 +231,6 @@ class BinlogSource:
                 raise LogRewound(
                     f"the server lacks the transaction {domain}-{server}-{number}, its log has "
                     f"{self._server.binlog_state() or 'none'}"
-                )
-        if facts.server == position.server:
-            # MariaDB's server_id is 1 everywhere, and so the first transaction 0-1-1.
-            here = GtidPosition.parse(self._server.gtid_at(position.file, position.offset) or "")
-            if any(published.get(domain) != last for domain, last in here.last.items()):
-                raise LogReplaced(
-                    f"at {position.file}, {position.offset} the log of this server has come to "
-                    f"{here}, and not to {position.gtid}"
                 )
 
     # --- the columns --------------------------------------------------------------------------
@@ -349,14 +354,14 @@ def _parts_of_large(decoder: Decoder) -> Iterator[Chunk]:
     if large.before.rows:
         # Of another transaction a part was returned already, and a position has room for one.
         parts = iter([[row for part in parts for row in part]])
-    rows: list[Row] = next(parts, [])
-    while (following := next(parts, None)) is not None:
+    rows: list[Row] | None = next(parts, None)
+    while rows is not None and (following := next(parts, None)) is not None:
         returned += len(rows)
         inside = msgspec.structs.replace(large.before, rows=returned, within=large.name)
         yield Chunk(rows, inside, decoder.committed)
         rows = following
     decoder.forget_large()
-    yield Chunk(rows, decoder.position(), decoder.committed)
+    yield Chunk(rows or (), decoder.position(), decoder.committed)
 
 
 def _place_of(position: BinlogPosition) -> tuple[str, int]:

@@ -169,6 +169,7 @@ class Decoder:
         self.server = position.server
         self.file = position.file
         self.offset = position.offset
+        self._lost = bool(position.gtid)  # until the first transaction says where it is
         self._gtids: GtidSet | GtidPosition
         if position.flavour == "mysql":
             self._gtids = GtidSet.parse(position.gtid)
@@ -326,6 +327,8 @@ class Decoder:
                     flags = data[body + 12]
                     if self._state != _CLOSED:
                         raise Undecodable("a transaction begins inside another")
+                    if self._lost:
+                        self._find_place(data, event)
                     if not flags & _STANDALONE:
                         self._state = _IN_XA if flags & _PREPARED_XA else _OPEN
                 elif kind not in passed:
@@ -433,8 +436,11 @@ class Decoder:
             self.rows[self.done :] = self.spool.cut(keep)
         else:
             del self.rows[self.done + keep - self.spool.rows :]
-        if not keep:
-            self.spool.clear()
+
+    def _find_place(self, data: bytes, event: int) -> None:
+        """MariaDB passes over what it was told is known, from the beginning of a file on."""
+        self._lost = False
+        self.offset = max(self.offset, _u32(data, event + 13)[0] - _u32(data, event + 9)[0])
 
     def _hold(self, size: int) -> None:
         """Put the rows of the transaction under way into the spool if they are too many; size: of
@@ -533,7 +539,8 @@ class Decoder:
         raise Undecodable("a transaction has a tagged GTID, which retold cannot follow yet")
 
     def _previous_gtids(self, data: bytes, event: int, stop: int) -> None:
-        if not self._gtids_known:
+        # Sent in the middle of a file as well; known from there on is only what begins it.
+        if not self._gtids_known and _u32(data, event + 13)[0] >= self.offset:
             self._gtids = GtidSet.decode(data[event + _HEADER : stop])
             self._gtids_known = True
         self._progress(data, event, stop)

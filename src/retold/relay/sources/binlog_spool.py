@@ -5,6 +5,7 @@ The first megabytes stay in memory, the rest goes to a temporary file.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from tempfile import SpooledTemporaryFile
 
@@ -27,6 +28,8 @@ class Spool:
     def put(self, rows: list[Row]) -> None:
         if self._file is None:
             self._file = SpooledTemporaryFile(MAX_BYTES)  # noqa: SIM115 (closed by clear)
+            # or when a relay that stopped in the middle lets go of it
+            weakref.finalize(self, self._file.close)
         for at in range(0, len(rows), MAX_ROWS):
             part = rows[at : at + MAX_ROWS]
             block = _encode(part)
@@ -44,6 +47,8 @@ class Spool:
             self.rows = first
             self._open.seek(begin)
             self._open.truncate()
+        if not self.rows:
+            self.clear()
         return kept
 
     def parts(self, skip: int) -> Iterator[list[Row]]:

@@ -247,7 +247,10 @@ def lsn_number(text: str) -> int:
 
 def _identify(link: psycopg.Connection[Any]) -> tuple[str, int]:
     """The system identifier, and the timeline."""
-    row = link.execute("IDENTIFY_SYSTEM").fetchone()
+    try:
+        row = link.execute("IDENTIFY_SYSTEM").fetchone()
+    except psycopg.Error as error:
+        raise stream_error(error, broken=bool(link.closed)) from error
     assert row is not None
     return str(row[0]), int(row[1])
 

@@ -17,7 +17,7 @@ UNREAD_BYTES = 1 << 30
 # A publication and a slot outlive this connection, so nothing is left behind by asking.
 _SETTINGS = """
     SELECT current_setting('server_version_num')::int / 10000 AS major,
-           current_setting('wal_level'), pg_is_in_recovery(),
+           current_setting('wal_level'),
            current_setting('max_slot_wal_keep_size'),
            current_setting('max_replication_slots')::int,
            (SELECT count(*) FROM pg_replication_slots),
@@ -52,12 +52,8 @@ def server_checks(*, direct: bool, major: int, wal_level: str) -> Iterator[Check
 def settings_checks(*, direct: bool) -> Plan[list[Check]]:
     """All that the server says of itself."""
     (found,) = yield [Statement(_SETTINGS)]
-    major, level, standby, keep, slots, slots_used, senders, senders_used = found.rows[0]
+    major, level, keep, slots, slots_used, senders, senders_used = found.rows[0]
     checks = list(server_checks(direct=direct, major=major, wal_level=level))
-    if standby:
-        checks.append(
-            failed("server", "is a standby, and a relay follows the primary", "correct the URL")
-        )
     if major >= OLDEST:
         yield [Statement(_IDLE)]
         checks.append(ok("idle_session_timeout", "can be set"))
@@ -65,6 +61,14 @@ def settings_checks(*, direct: bool) -> Plan[list[Check]]:
     checks.append(_free("max_replication_slots", slots, slots_used, "slot"))
     checks.append(_free("max_wal_senders", senders, senders_used, "connection"))
     return checks
+
+
+def standby_checks() -> Plan[list[Check]]:
+    """A relay waits for a standby to become the primary; somebody has to see to that."""
+    (found,) = yield [Statement("SELECT pg_is_in_recovery()")]
+    if not found.rows[0][0]:
+        return []
+    return [failed("server", "is a standby, and a relay follows the primary", "correct the URL")]
 
 
 def slot_room(keep: str) -> Check:
