@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -314,19 +315,21 @@ def test_what_was_rolled_back_beside_a_table_without_transactions_does_not_come(
 
 
 @every_source
-def test_other_tables_and_other_changes_are_ignored(logs: Logs, own_log: Log, name: str) -> None:
+def test_other_tables_and_other_changes_are_ignored(own_log: Log) -> None:
     source, link = own_log.start(), own_log.link()
-    elsewhere = logs.new(name)
     columns = "(event_id VARCHAR(40), event_type TEXT, event_data TEXT)"
     written = some(4)
     link.insert(written[0])
     for table in ("event", "events2", "my_events", "events_old"):
         link.execute(f"CREATE TABLE {table} {columns}")
         link.execute(f"INSERT INTO {table} VALUES ('1', 'events', 'events')")
-    if link.family == "postgres":
-        link.execute(f"CREATE SCHEMA other; CREATE TABLE other.events {columns}")
-        link.execute("INSERT INTO other.events VALUES ('1', 'events', 'events')")
-    elsewhere.link().insert(*some(2))
+    if link.family != "sqlite":  # another schema: on MySQL that is another database
+        schema = f"other_{secrets.token_hex(4)}"
+        link.execute(f"CREATE SCHEMA {schema}")
+        link.execute(f"CREATE TABLE {schema}.events {columns}")
+        link.execute(f"INSERT INTO {schema}.events VALUES ('1', 'events', 'events')")
+        link.execute(f"DROP TABLE {schema}.events")
+        link.execute(f"DROP SCHEMA {schema}")
     link.insert(written[1])
     check(own_log, read(source), written[:2])
     link.execute("UPDATE events SET event_data = '[]', published = 1")
@@ -337,7 +340,6 @@ def test_other_tables_and_other_changes_are_ignored(logs: Logs, own_log: Log, na
         link.insert(written[3])
         link.execute("UPDATE events2 SET event_data = event_id")
     check(own_log, read(source), written[2:])
-    elsewhere.close()
 
 
 # --- large transactions ---------------------------------------------------------------------------
@@ -405,7 +407,7 @@ def test_at_any_saved_position_exactly_what_comes_behind_is_read(log: Log) -> No
     source, link = log.start(), log.link()
     written: list[Event] = []
     positions = [(source.now(), 0)]
-    for turn in range(5):
+    for turn in range(3):
         made = some(1 + 2 * turn)
         with link.transaction():
             link.insert(*made)
@@ -415,7 +417,7 @@ def test_at_any_saved_position_exactly_what_comes_behind_is_read(log: Log) -> No
         positions += [(position, len(written)) for position in told]
         positions.append((log.source().now(), len(written)))
     end = source.now()
-    assert len(positions) > 10
+    assert len(positions) > 6
     source.close()
     for position, seen in positions:
         with closing(log.start(position)) as source:
@@ -429,7 +431,7 @@ def test_a_source_that_stopped_goes_on_behind_the_chunk_that_was_saved_last(log:
     position = log.source().now()
     found: list[Event] = []
     written: list[Event] = []
-    for turn in range(6):
+    for turn in range(4):
         made = some(turn + 1)
         link.insert(*made)
         written += made
@@ -518,7 +520,7 @@ def test_a_position_told_right_after_a_start_is_one_to_start_at(
     monkeypatch.setattr(wal, "_PROGRESS_S", 0.05)
     _begin_another_file(log)
     position = log.source().now()
-    for _ in range(3):
+    for _ in range(2):
         source = log.start(position)
         for _ in range(2):
             chunk = source.read(0.1)
@@ -534,10 +536,9 @@ def test_a_position_told_right_after_a_start_is_one_to_start_at(
 @every_source
 def test_a_read_without_anything_new_returns_when_its_time_is_over(log: Log) -> None:
     source = log.start()
-    read(source)
     before = time.monotonic()
-    assert source.read(0.3) is None
-    assert time.monotonic() - before >= 0.25
+    assert source.read(0.2) is None
+    assert time.monotonic() - before >= 0.15
 
 
 @those_of_logs
@@ -719,7 +720,7 @@ def test_a_source_that_is_not_read_for_a_while_keeps_its_connection(
         written = some(24, data="x" * 900_000)  # more than the system's buffers take
         for one in written:
             link.insert(one)
-        for _ in range(4):
+        for _ in range(3):
             time.sleep(0.8)
             source.keepalive()
         check(log, read(source), written)
@@ -731,7 +732,6 @@ def test_a_source_that_is_not_read_for_a_while_keeps_its_connection(
 @every_source
 def test_closing_ends_a_read_in_another_thread(log: Log) -> None:
     source = log.start()
-    read(source)
     ended = threading.Event()
 
     def wait() -> None:

@@ -11,7 +11,7 @@ from retold.errors import ConnectionLost, LogUnreadable
 from retold.relay import reader as module
 from retold.relay.positions import Position, WalPosition
 from retold.relay.reader import Batch, Reader
-from retold.relay.source import MAX_ROWS, Chunk, Row
+from retold.relay.source import Chunk, Row
 
 
 def at(lsn: int) -> WalPosition:
@@ -114,21 +114,29 @@ def test_there_is_none_when_nothing_comes(reading: Reading) -> None:
     assert reading(Script()).take(0.001) is None
 
 
-def test_a_batch_is_no_larger_than_a_transaction(reading: Reading) -> None:
-    source = Script(*(Chunk(rows(MAX_ROWS // 2 - 1), at(n)) for n in range(3)))
+@pytest.mark.parametrize(("limit", "size"), [("MAX_ROWS", 2), ("_MOST_BYTES", 1_000_000)])
+def test_a_batch_is_no_larger_than_a_transaction(
+    reading: Reading, monkeypatch: pytest.MonkeyPatch, limit: str, size: int
+) -> None:
+    monkeypatch.setattr(module, limit, 10 if limit == "MAX_ROWS" else 10_100_000)
+    source = Script(*(Chunk(rows(4, size), at(n)) for n in range(3)))
+    monkeypatch.setattr(module, "_AHEAD_BYTES", 1 << 40)
     reader = reading(source)
     source.all_read.wait(30)
-    assert len(ids(reader.take(30))) == MAX_ROWS - 2
-    assert len(ids(reader.take(30))) == MAX_ROWS // 2 - 1
+    assert [len(ids(reader.take(30))) for _ in range(2)] == [8, 4]
 
 
-def test_reading_ends_when_enough_is_waiting_and_the_server_is_kept_alive(reading: Reading) -> None:
-    source = Script(*(Chunk(rows(4, 1_000_000), at(n)) for n in range(9)))
+@pytest.mark.parametrize(("limit", "size"), [("_AHEAD_RECORDS", 2), ("_AHEAD_BYTES", 1_000_000)])
+def test_reading_ends_when_enough_is_waiting_and_the_server_is_kept_alive(
+    reading: Reading, monkeypatch: pytest.MonkeyPatch, limit: str, size: int
+) -> None:
+    monkeypatch.setattr(module, limit, 12 if limit == "_AHEAD_RECORDS" else 12_000_000)
+    monkeypatch.setattr(module, "MAX_ROWS", 4)
+    source = Script(*(Chunk(rows(4, size), at(n)) for n in range(9)))
     reader = reading(source)
     assert source.kept_alive.wait(30)
-    # Three chunks of the largest size are ahead, and no fourth is read.
     assert source.at == 2
-    assert len(ids(reader.take(30))) == 4 * 1
+    assert len(ids(reader.take(30))) == 4
     while source.at < 3:
         source.kept_alive.wait(0.001)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _WAIT_S = 0.5
 _MOST_BYTES = 2 * MAX_BYTES
 _AHEAD_BYTES = 3 * MAX_BYTES
-_AHEAD_RECORDS = 2 * MAX_ROWS
+_AHEAD_RECORDS = MAX_ROWS
 
 
 @dataclass(slots=True)
@@ -106,6 +106,7 @@ class Reader:
                 chunk = self._source.read(_WAIT_S)
                 if chunk is not None or self._end_of_known():
                     self._add(self._encode(chunk))
+                del chunk  # or its rows would be held until the next one is there
         except BaseException as error:
             with self._changed:
                 self._error = error

@@ -41,7 +41,7 @@ class BinlogFileOffset(msgspec.Struct, frozen=True, gc=False):
 Row = tuple[str, str, str, str, str, str | None, BinlogFileOffset | None]
 """event_id, event_type, event_data, entity_type, entity_id, metadata, place in a binary log."""
 
-MAX_ROWS = 10_000
+MAX_ROWS = 5_000
 """The most rows of a chunk."""
 MAX_BYTES = 4_000_000
 """About the most bytes of a chunk; one row may be larger."""

@@ -47,8 +47,7 @@ def records(rows: Iterable[Row]) -> list[Record]:
     made: list[Record] = []
     topics, types = _Topics(), _Types()
     high, time = "", ("time", b"")
-    # As Record(…), but for every event that there is.
-    new, append = tuple.__new__, made.append
+    make, append = Record._make, made.append  # faster than Record(…), and this is every event
     for event_id, event_type, data, entity_type, entity_id, metadata, place in rows:
         topic = topics[entity_type]
         if topic is None:
@@ -59,7 +58,7 @@ def records(rows: Iterable[Row]) -> list[Record]:
             PublishedEvent(event_id, entity_id, entity_type, data, event_type, place, metadata)
         )
         headers = [("id", event_id.encode()), types[event_type], time]
-        append(new(Record, (topic, entity_id.encode(), value, headers)))
+        append(make((topic, entity_id.encode(), value, headers)))
     return made
 
 
