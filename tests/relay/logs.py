@@ -111,6 +111,7 @@ class Link:
                 autocommit=True,
                 charset="utf8mb4",
                 local_infile=True,
+                ssl_disabled=True,  # for the time that every connection would take
             )
 
     def execute(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:

@@ -310,7 +310,7 @@ class BinlogSource:
         return self._returned(chunk)
 
     def _nothing(self, decoder: Decoder, now: float) -> Chunk | None:
-        moved = (decoder.file, decoder.offset) != self._told_at
+        moved = not decoder.lost and (decoder.file, decoder.offset) != self._told_at
         if moved and now - self._told >= PROGRESS_S:
             return self._returned(Chunk((), decoder.position(), decoder.committed))
         self._at = decoder.position()

@@ -169,7 +169,9 @@ class Decoder:
         self.server = position.server
         self.file = position.file
         self.offset = position.offset
-        self._lost = bool(position.gtid)  # until the first transaction says where it is
+        # Whether the place is behind what is known: a server that was asked by GTIDs passes over
+        # that from the beginning of a file on. Until a transaction comes, or nothing more.
+        self.lost = bool(position.gtid)
         self._gtids: GtidSet | GtidPosition
         if position.flavour == "mysql":
             self._gtids = GtidSet.parse(position.gtid)
@@ -327,7 +329,7 @@ class Decoder:
                     flags = data[body + 12]
                     if self._state != _CLOSED:
                         raise Undecodable("a transaction begins inside another")
-                    if self._lost:
+                    if self.lost:
                         self._find_place(data, event)
                     if not flags & _STANDALONE:
                         self._state = _IN_XA if flags & _PREPARED_XA else _OPEN
@@ -438,8 +440,7 @@ class Decoder:
             del self.rows[self.done + keep - self.spool.rows :]
 
     def _find_place(self, data: bytes, event: int) -> None:
-        """MariaDB passes over what it was told is known, from the beginning of a file on."""
-        self._lost = False
+        self.lost = False
         self.offset = max(self.offset, _u32(data, event + 13)[0] - _u32(data, event + 9)[0])
 
     def _hold(self, size: int) -> None:
@@ -525,10 +526,13 @@ class Decoder:
         """Nothing is new; the end is where the server looks for more."""
         if data[event + _HEADER : stop] == self.file.encode():
             self._progress(data, event, stop)
+            self.lost = False
 
     def _mysql_gtid(self, data: bytes, event: int, stop: int) -> None:
         self._anonymous(data, event, stop)
         self._id = data[event + 20 : event + 44]  # server and number
+        if self.lost:
+            self._find_place(data, event)
 
     def _anonymous(self, data: bytes, event: int, stop: int) -> None:
         if self._state != _CLOSED:
