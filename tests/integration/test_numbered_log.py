@@ -400,9 +400,15 @@ def at_work(store: EventStore, subscription: Subscription) -> Generator[None]:
 
 @pytest.fixture
 def never_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Members look when they are woken, at the first time, and then no more for an hour."""
-    for pause in ("_BUSY_S", "_IDLE_S", "_LONG_S", "_SHARE_S"):
-        monkeypatch.setattr(numbered, pause, 3600.0)
+    """Members look when they are woken, and else not for an hour."""
+    pause = NumberedConsumer._pause
+
+    def an_hour(member: NumberedConsumer) -> float:
+        pause(member)
+        return 3600.0
+
+    monkeypatch.setattr(NumberedConsumer, "_pause", an_hour)
+    monkeypatch.setattr(numbered, "_SHARE_S", 3600.0)
 
 
 @pytest.mark.parametrize("kind", ["postgres18", "mysql8"])
