@@ -26,8 +26,11 @@ from retold.store.dialects import CHANNEL
 
 _WINDOW = 500
 """How many positions are read at once."""
-_BUSY_S, _IDLE_S = 0.002, 0.04
-"""The pauses between two looks: right behind a message, and after a while without one."""
+_GAP_S = {"postgres": 0.008, "mysql": 0.02}
+"""The least time between two looks, so that what writers do at once is numbered together: MySQL
+writes each numbering to the disk."""
+_IDLE_S = 0.04
+"""The pause between two looks after a while without a message."""
 _LONG_S = 1.0
 _STANDBY_S = 0.25
 _SHARE_S = 1.0
@@ -65,7 +68,10 @@ class NumberedConsumer(PollingConsumer):
         self._buffer: deque[Message] = deque()
         self._members = 1
         self._share_at = 0.0
-        self._next_pause = _BUSY_S
+        self._gap_s = _GAP_S[driver.dialect.name]
+        self._next_pause = self._gap_s
+        self._next_look = 0.0
+        self._busy = False  # something is probably there: a look of its own can be saved
         self._listener: threading.Thread | None = None
         self._notices: Notices | None = None
         driver.listen(self._bell)
@@ -85,20 +91,28 @@ class NumberedConsumer(PollingConsumer):
         if time.monotonic() >= self._share_at or self._struck_off.is_set():
             self._take_share()
         if self._read and not self._buffer:
+            self._closed.wait(max(0.0, self._next_look - time.monotonic()))
+            self._next_look = time.monotonic() + self._gap_s
             self._fill_buffer()
+            if len(self._buffer) > limit:
+                self._next_look = 0.0
         messages = [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
         for message in messages:
             self._handed[message.partition] = message.position
+        self._busy = bool(messages)
         if messages:
-            self._next_pause = _BUSY_S
+            self._next_pause = self._gap_s
         return messages
 
     def _fill_buffer(self) -> None:
         """Number what is there, and read on until there are messages or nothing is left."""
         more = True
         while more and not self._buffer and not self._woken.is_set():
-            end, _, more = self._driver.run(log_state(self._sql))
-            if more and end - min(self._read.values()) < PAGE:
+            end, near = 0, self._busy
+            if not near:
+                end, _, more = self._driver.run(log_state(self._sql))
+                near = more and end - min(self._read.values()) < PAGE
+            if near:
                 numbered = self._driver.run(number(self._sql))
                 end, more = numbered.end, numbered.more
                 if numbered.given:
