@@ -88,14 +88,23 @@ class NumberedConsumer(PollingConsumer):
     # --- looking ---------------------------------------------------------------------------------
 
     def _look(self, limit: int) -> Sequence[Message]:
-        if time.monotonic() >= self._share_at or self._struck_off.is_set():
-            self._take_share()
-        if self._read and not self._buffer:
-            self._closed.wait(max(0.0, self._next_look - time.monotonic()))
-            self._next_look = time.monotonic() + self._gap_s
-            self._fill_buffer()
-            if len(self._buffer) > limit:
-                self._next_look = 0.0
+        try:
+            if time.monotonic() >= self._share_at or self._struck_off.is_set():
+                self._take_share()
+            if self._read and not self._buffer:
+                self._closed.wait(max(0.0, self._next_look - time.monotonic()))
+                self._next_look = time.monotonic() + self._gap_s
+                self._fill_buffer()
+                if len(self._buffer) > limit:
+                    self._next_look = 0.0
+        except RetoldError:
+            # Whatever happened to the database, what it has saved is what it knows.
+            self._keep(())
+            self._share_at = 0.0
+            raise
+        return self._hand_out(limit)
+
+    def _hand_out(self, limit: int) -> Sequence[Message]:
         messages = [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
         for message in messages:
             self._handed[message.partition] = message.position

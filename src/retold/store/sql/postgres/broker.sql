@@ -79,14 +79,13 @@ FROM (SELECT event_id FROM {unnumbered_events} ORDER BY event_id LIMIT %s) u
 LEFT JOIN {events} e ON e.event_id = u.event_id ORDER BY u.event_id
 
 -- number --
--- All or nothing: nothing where somebody else numbered since the position was read. It need not be on
--- disk when it is done: whatever is built on it is written to the same disk later.
+-- All or nothing: nothing where somebody else numbered since the position was read.
 WITH won AS (UPDATE {numbering} SET last_position = last_position + %s WHERE last_position = %s RETURNING 1),
 logged AS (INSERT INTO {event_log} (position, partition, event_id)
 SELECT CAST(%s AS bigint) + t.n, t.partition, t.event_id
 FROM won, unnest(CAST(%s AS smallint[]), CAST(%s AS text[])) WITH ORDINALITY AS t(partition, event_id, n)),
 done AS (DELETE FROM {unnumbered_events} USING won WHERE event_id = ANY(CAST(%s AS text[])))
-SELECT pg_notify({channel}, ''), set_config('synchronous_commit', 'off', true) FROM won
+SELECT pg_notify({channel}, '') FROM won
 
 -- log_read --
 SELECT l.position, l.partition, e.event_id, e.event_type, e.event_data, e.entity_type, e.entity_id, e.metadata
