@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-PROGRAMS = ("store", "subscriptions", "relay")
+PROGRAMS = ("store", "subscriptions", "brokers", "relay")
 
 
 def main() -> int:

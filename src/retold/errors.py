@@ -253,6 +253,19 @@ class SchemaMissing(StoreError):
 
 
 @dataclass(eq=False)
+class LogMissing(SchemaMissing):
+    """This database keeps no log that subscriptions could read ({reason}). Run: retold migrate
+    --subscriptions --database URL"""
+
+
+@dataclass(eq=False)
+class TriggerRefused(StoreError):
+    """MySQL lets this user make no trigger while it writes a binary log: {reason}. Nothing was lost.
+    Let an administrator run SET GLOBAL log_bin_trust_function_creators = 1 for the time of retold
+    migrate --subscriptions, or run that as a user with the privilege SUPER."""
+
+
+@dataclass(eq=False)
 class SchemaForeign(StoreError):
     """A table named {reason} exists that retold did not make. Nothing was changed. Keep the two
     apart with ?schema=… (PostgreSQL) or ?prefix=… in the URL."""

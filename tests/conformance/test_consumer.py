@@ -1,10 +1,11 @@
-"""What brokers/base.py promises of a consumer. Any broker must pass; today there is one on SQLite."""
+"""What brokers/base.py promises of a consumer. Any broker must pass: each database is its own."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
 import os
+import secrets
 import signal
 import threading
 import time
@@ -19,8 +20,11 @@ import pytest
 from retold import EventStore, metadata
 from retold.brokers import database
 from retold.brokers.base import Consumer, Message
+from retold.brokers.numbered import NumberedConsumer
 from retold.errors import AssignmentLost
 from tests.conformance.domain import Account, Savings
+from tests.conformance.raw import rows
+from tests.rig import DATABASES, Rig
 
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload([__name__])
@@ -48,6 +52,9 @@ class Broker(Protocol):
         ...
 
 
+ONE_PARTITION = pytest.mark.parametrize("kind", ["sqlite"])
+SHARING = pytest.mark.parametrize("kind", [kind for kind in DATABASES if kind != "sqlite"])
+
 _making = threading.Lock()
 
 
@@ -65,10 +72,64 @@ class SqliteBroker:
             return database.DatabaseConsumer(driver, name, topics, WANTED, "beginning")
 
 
-@pytest.fixture(params=[pytest.param(SqliteBroker, marks=pytest.mark.database("sqlite"))])
-def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Broker:
-    made: Broker = request.param(tmp_path / "events.db")
-    return made
+class ServerBroker:
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def store(self) -> EventStore:
+        return EventStore(self._url)
+
+    def member(self, name: str, topics: Sequence[str], lease_s: float | None) -> Consumer:
+        driver = self.store().driver
+        return OnItsOwn(driver, name, topics, WANTED, "beginning", lease_s or LONG_S)
+
+
+class OnItsOwn(NumberedConsumer):
+    """Closes its store with itself."""
+
+    def close(self) -> None:
+        super().close()
+        self._driver.close()
+
+
+FILLED = (
+    "events",
+    "entities",
+    "snapshots",
+    "handled",
+    "unnumbered_events",
+    "event_log",
+    "subscriptions",
+    "subscribers",
+)
+
+
+@pytest.fixture(scope="module")
+def numbered(servers: Rig) -> Iterator[Callable[[str], str]]:
+    """Gives the URL of a database with a numbered log, which the tests of this module share."""
+    made: dict[str, str] = {}
+    name = f"consumer_{secrets.token_hex(8)}"
+
+    def url_of(kind: str) -> str:
+        if kind not in made:
+            made[kind] = servers[kind].create_database(f"{name}_{kind}")
+            with EventStore(made[kind]) as store:
+                store.migrate(subscriptions=True)
+        return made[kind]
+
+    yield url_of
+    for kind in made:
+        servers[kind].drop_database(f"{name}_{kind}")
+
+
+@pytest.fixture
+def broker(kind: str, numbered: Callable[[str], str], tmp_path: Path) -> Broker:
+    if kind == "sqlite":
+        return SqliteBroker(tmp_path / "events.db")
+    url = numbered(kind)
+    rows(url, *(f"DELETE FROM {table}" for table in FILLED))
+    rows(url, "UPDATE numbering SET last_position = 0")
+    return ServerBroker(url)
 
 
 @pytest.fixture
@@ -353,6 +414,7 @@ def test_nobody_is_assigned_before_the_first_poll(member: Member) -> None:
     assert not member().assigned
 
 
+@ONE_PARTITION
 def test_of_two_members_one_gets_the_messages_and_the_other_none(
     store: EventStore, member: Member
 ) -> None:
@@ -364,6 +426,106 @@ def test_of_two_members_one_gets_the_messages_and_the_other_none(
     credited(store, 2)
     assert nothing_more(second)
     assert amounts(take(first, 1)) == [2]
+
+
+def all_poll_until(members: Sequence[Consumer], done: Callable[[], bool]) -> None:
+    """What members do when there is nothing to handle."""
+    deadline = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < deadline, "the members have not agreed in 30 s"
+        for consumer in members:
+            assert not consumer.poll(100, 0.02)
+
+
+def accounts_of_all_partitions(store: EventStore) -> None:
+    """More entities than could miss a partition."""
+    with store.transaction() as tx:
+        for n in range(200):
+            tx.repository(Account).create(Account.credit, n)
+
+
+def take_all(members: Sequence[Consumer], count: int) -> list[list[Message]]:
+    """What each member gets of `count` messages."""
+    taken: list[list[Message]] = [[] for _ in members]
+    deadline = time.monotonic() + 30
+    while sum(map(len, taken)) < count:
+        assert time.monotonic() < deadline
+        for consumer, own in zip(members, taken, strict=True):
+            own += consumer.poll(100, 0.02)
+            consumer.commit(behind(own))
+    return taken
+
+
+@SHARING
+def test_members_have_equal_shares_and_each_message_goes_to_one(
+    store: EventStore, member: Member
+) -> None:
+    members = [member() for _ in range(3)]
+    # The first has everything until the others come.
+    all_poll_until(members[:1], lambda: members[0].assigned)
+    all_poll_until(members, lambda: all(consumer.assigned for consumer in members))
+    all_poll_until(members, lambda: shares(members) == [5, 5, 6])
+    accounts_of_all_partitions(store)
+    taken = take_all(members, 200)
+    ids = [message.event_id for own in taken for message in own]
+    assert len(set(ids)) == len(ids) == 200
+    used = [{message.partition for message in own} for own in taken]
+    assert sorted(map(len, used)) == [5, 5, 6]
+    assert len({partition for own in used for partition in own}) == 16
+
+
+def shares(members: Sequence[Consumer]) -> list[int]:
+    """How many partitions each has, ascending."""
+    held = list[int]()
+    for consumer in members:
+        assert isinstance(consumer, NumberedConsumer)
+        held.append(len(consumer._read))
+    return sorted(held)
+
+
+@SHARING
+def test_the_share_of_a_member_that_leaves_goes_to_the_others(
+    store: EventStore, member: Member
+) -> None:
+    members = [member() for _ in range(3)]
+    all_poll_until(members, lambda: shares(members) == [5, 5, 6])
+    members.pop().close()
+    all_poll_until(members, lambda: shares(members) == [8, 8])
+    members.pop().close()
+    all_poll_until(members, lambda: shares(members) == [16])
+    accounts_of_all_partitions(store)
+    assert len(take(members[0], 200)) == 200
+
+
+@SHARING
+def test_more_members_than_partitions_leave_some_standing_by(
+    store: EventStore, member: Member
+) -> None:
+    members = [member() for _ in range(17)]
+    all_poll_until(members, lambda: shares(members) == [0, *[1] * 16])
+    standing_by = next(consumer for consumer in members if not consumer.assigned)
+    members.remove(standing_by)
+    members.pop().close()
+    all_poll_until([*members, standing_by], lambda: standing_by.assigned)
+
+
+@SHARING
+def test_what_a_member_gives_up_goes_on_behind_its_last_commit(
+    store: EventStore, member: Member
+) -> None:
+    first, second = member(), member()
+    accounts_of_all_partitions(store)
+    handled = take(first, 60, limit=60)
+    first.commit(behind(handled))
+    rest = list[Message]()
+    all_of = {message.event_id for message in handled}
+    while len(all_of) < 200:
+        for consumer in (first, second):
+            messages = consumer.poll(20, 0.02)
+            consumer.commit(behind(messages))
+            rest += messages
+            all_of |= {message.event_id for message in messages}
+    assert len(rest) == 140
 
 
 def test_a_member_that_is_not_assigned_may_not_commit(store: EventStore, member: Member) -> None:
@@ -467,7 +629,7 @@ def test_a_member_keeps_the_assignment_for_longer_than_its_lease_while_it_handle
 
 def test_two_members_never_have_messages_at_once(store: EventStore, member: Member) -> None:
     """Four members hand the work over again and again."""
-    total, at_work, left = 120, threading.Lock(), threading.Event()
+    total, at_work, left = 40, threading.Lock(), threading.Event()
     store.repository(Account).create(Account.credit_often, total)
     handled, failures = list[str](), list[str]()
 

@@ -224,6 +224,8 @@ class _MySQLFamily(_WithData):
         "--log-bin=binlog",
         "--binlog-format=ROW",
         "--server-id=1",
+        # Users of one database may make triggers.
+        "--log-bin-trust-function-creators=1",
     )
 
     def __init__(self, *options: str) -> None:

@@ -264,13 +264,6 @@ def test_an_async_handler_needs_an_async_store(store: EventStore) -> None:
         store.drain(letters)
 
 
-def test_a_store_on_a_server_is_told_that_subscriptions_run_on_sqlite() -> None:
-    letters = Subscription("letters")
-    letters.on(Opened)(ignore)
-    with pytest.raises(UsageError, match="postgres"):
-        EventStore("postgresql://nobody@nowhere.invalid/bank").drain(letters)
-
-
 # --- where it begins -----------------------------------------------------------------------------
 
 

@@ -12,24 +12,21 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Literal
 
 import msgspec
 
+from retold.brokers import leases
 from retold.brokers.base import Message
-from retold.errors import AssignmentLost, RetoldError, UsageError
+from retold.brokers.polling import PollingConsumer, Start, id_since
+from retold.errors import AssignmentLost, RetoldError
 from retold.store.connections import BlockingDriver
 from retold.store.driver import Batch, Plan, Result, Statement
 
-Start = Literal["beginning", "now"] | datetime
-
-LEASE_S = 30.0
-"""How long a member that is not heard of keeps the subscription; it renews four times as often."""
+LEASE_S = leases.LEASE_S
 _IDLE_S = 0.04
 """How often another process's commits are looked for."""
 _STANDBY_S = 0.25
@@ -37,7 +34,7 @@ _PARTITION = 0
 _log = logging.getLogger("retold.subscriptions")
 
 
-class DatabaseConsumer:
+class DatabaseConsumer(PollingConsumer):
     """A member of a subscription on a SQLite store. See brokers/base.py for what it promises."""
 
     def __init__(
@@ -48,11 +45,7 @@ class DatabaseConsumer:
         event_types: Sequence[str],
         start: Start,
     ) -> None:
-        if driver.dialect.name != "sqlite":
-            raise UsageError(
-                f"subscriptions without a message broker run on SQLite so far, and this store is "
-                f"on {driver.dialect.name}"
-            )
+        super().__init__()
         self._driver = driver
         self._sql = driver.dialect.queries
         self._name = name
@@ -60,37 +53,24 @@ class DatabaseConsumer:
         self._types = msgspec.json.encode(sorted(event_types)).decode()
         self._start: Start = start
         self._lease_s = LEASE_S
-        self._process = process_identity(os.getpid())
+        self._process = leases.process_identity(os.getpid())
         # The text in the owner column while the lease is held: a new one for each claim, so that
         # nobody takes one of this member's leases for another.
         self._owner: str | None = None
         self._owner_lock = threading.Lock()
         self._position = 0
-        self._bell = threading.Event()
-        self._woken = threading.Event()
-        self._closed = threading.Event()
         driver.listen(self._bell)
-        # A handler may take longer than the lease: it is renewed beside it.
-        self._renewer = threading.Thread(target=self._renew, name=f"{name} lease", daemon=True)
-        self._renewer.start()
+        self._renewer = leases.Renewer(name, self._lease_s, self._renew)
 
     @property
     def assigned(self) -> bool:
         return self._owner is not None
 
-    def poll(self, limit: int, timeout: float) -> Sequence[Message]:
-        deadline = time.monotonic() + timeout
-        while True:
-            self._bell.clear()
-            if self.assigned or self._claim():
-                messages = self._read(limit)
-                if messages:
-                    return messages
-            left = deadline - time.monotonic()
-            if left <= 0 or self._woken.is_set() or self._closed.is_set():
-                self._woken.clear()
-                return ()
-            self._bell.wait(min(left, _IDLE_S if self.assigned else _STANDBY_S))
+    def _look(self, limit: int) -> Sequence[Message]:
+        return self._read(limit) if self.assigned or self._claim() else ()
+
+    def _pause(self) -> float:
+        return _IDLE_S if self.assigned else _STANDBY_S
 
     def _read(self, limit: int) -> list[Message]:
         end = self._value(Statement(self._sql["log_end"]))
@@ -142,7 +122,7 @@ class DatabaseConsumer:
                 Statement(sql["subscription"], at),
             ]
         position, owner, lease_until = found.rows[0]
-        if owner is not None and lease_until > _now() and not is_gone(owner):
+        if owner is not None and lease_until > _now() and not leases.is_gone(owner):
             return None
         # Only from what was just read: of two members one wins, and the position is the newest.
         read = (*at, owner, lease_until, position)
@@ -154,7 +134,7 @@ class DatabaseConsumer:
         if self._start == "beginning":
             return 0
         if isinstance(self._start, datetime):
-            since = f"{int(self._start.timestamp() * 1000):016x}"
+            since = id_since(self._start)
             (found,) = yield [Statement(self._sql["log_position_at"], (since,))]
         else:
             (found,) = yield [Statement(self._sql["log_end"])]
@@ -164,20 +144,19 @@ class DatabaseConsumer:
         return _now() + int(self._lease_s * 1000)
 
     def _renew(self) -> None:
-        while not self._closed.wait(self._lease_s / 4):
-            owner = self._owner
-            if owner is None:
-                continue
-            params = (self._lease_until(), self._name, _PARTITION, owner)
-            renew = Statement(self._sql["subscription_renew"], params)
-            try:
-                (renewed,) = self._driver.run(_batch(renew))
-            except RetoldError as error:
-                # The lease runs on for a while; if it runs out, the next commit will tell.
-                _log.warning("%s: the lease was not renewed: %s", self._name, error)
-            else:
-                if renewed.rowcount != 1:
-                    self._lost(owner)
+        owner = self._owner
+        if owner is None:
+            return
+        params = (self._lease_until(), self._name, _PARTITION, owner)
+        renew = Statement(self._sql["subscription_renew"], params)
+        try:
+            (renewed,) = self._driver.run(_batch(renew))
+        except RetoldError as error:
+            # The lease runs on for a while; if it runs out, the next commit will tell.
+            _log.warning("%s: the lease was not renewed: %s", self._name, error)
+        else:
+            if renewed.rowcount != 1:
+                self._lost(owner)
 
     def _lost(self, owner: str) -> None:
         """Give up a lease that another member took; a newer one of this member's stays."""
@@ -189,14 +168,10 @@ class DatabaseConsumer:
         (result,) = self._driver.run(_batch(statement))
         return int(result.rows[0][0])
 
-    def wake(self) -> None:
-        self._woken.set()
-        self._bell.set()
-
     def close(self) -> None:
         self._closed.set()
         self._bell.set()
-        self._renewer.join()  # it must not use the store any more when this returns
+        self._renewer.end()
         owner, self._owner = self._owner, None
         if owner is None:
             return
@@ -214,37 +189,3 @@ def _batch(*statements: Statement) -> Plan[Sequence[Result]]:
 
 def _now() -> int:
     return time.time_ns() // 1_000_000
-
-
-def process_identity(pid: int) -> str:
-    """Machine, process namespace, pid and start time; a later process with this pid differs."""
-    try:
-        namespace = os.readlink("/proc/self/ns/pid")
-        started = _stat(pid)[19]
-    except (OSError, IndexError):
-        namespace, started = "-", "-"
-    return f"{socket.gethostname()}/{namespace}/{pid}/{started}"
-
-
-def _stat(pid: int) -> list[str]:
-    """What /proc says of a process, from its state on."""
-    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-        return file.read().rpartition(")")[2].split()
-
-
-def is_gone(owner: str) -> bool:
-    """Whether an owner ran on this machine and provably runs no more."""
-    parts = owner.split("/")
-    mine = process_identity(os.getpid()).split("/")
-    if os.name != "posix" or len(parts) != 5 or parts[:2] != mine[:2] or not parts[2].isdigit():
-        return False
-    pid, started = int(parts[2]), parts[3]
-    try:
-        os.kill(pid, 0)
-        stat = [] if started == "-" else _stat(pid)
-    except (ProcessLookupError, FileNotFoundError):
-        return True
-    except OSError:  # somebody else's, so it is there
-        return False
-    # A dead process whose parent has not asked for it yet is gone once its last thread is.
-    return bool(stat) and (stat[19] != started or (stat[0] in "ZX" and int(stat[17]) <= 1))

@@ -32,6 +32,11 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument(
         "--polling", action="store_true", help="also make the index for a relay that polls"
     )
+    parser.add_argument(
+        "--subscriptions",
+        action="store_true",
+        help="also make what subscriptions need on a server's database (SQLite has it)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -44,9 +49,10 @@ def run(chosen: argparse.Namespace) -> int:
         if chosen.sql:
             print(store.migration_script(), end="")
             return 0
-        steps = (
-            store.pending_migrations() if chosen.check else store.migrate(polling=chosen.polling)
-        )
+        if chosen.check:
+            steps = store.pending_migrations()
+        else:
+            steps = store.migrate(polling=chosen.polling, subscriptions=chosen.subscriptions)
     finally:
         store.close()
     for step in steps:

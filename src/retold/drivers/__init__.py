@@ -13,6 +13,7 @@ from typing import Any
 from retold.errors import MissingExtra, UsageError
 from retold.store.connections import AwaitingDriver, BlockingDriver, OwnConnection, ThreadedDriver
 from retold.store.dialects import Dialect, dialect_for
+from retold.store.doorbell import doorbell
 from retold.store.driver import AsyncConnection, Connection, Statement, drive
 from retold.store.migrations import migrate
 from retold.store.url import DatabaseURL
@@ -41,8 +42,10 @@ def open_driver(url: DatabaseURL, *, migrates_new_file: bool = True) -> Blocking
     dialect = dialect_for(url)
     if url.database_kind == "sqlite":
         connect = partial(_sqlite if migrates_new_file else _bare_sqlite, module, url, dialect)
-        return BlockingDriver(dialect, connect, partial(module.listen, url.database))
-    return BlockingDriver(dialect, partial(module.connect, url))
+        return BlockingDriver(dialect, connect, module.doorbell(url.database))
+    notices = partial(module.notices, url) if url.database_kind == "postgres" else None
+    bell = doorbell(f"{url}/{url.schema}/{url.prefix}")
+    return BlockingDriver(dialect, partial(module.connect, url), bell, notices)
 
 
 def _bare_sqlite(module: Any, url: DatabaseURL, dialect: Dialect) -> OwnConnection:
@@ -64,7 +67,8 @@ def open_async_driver(url: DatabaseURL, limit: int) -> AwaitingDriver | Threaded
     if url.client != "psycopg":
         return ThreadedDriver(open_driver(url), limit)
     module = _driver_module(url)
-    return AwaitingDriver(dialect_for(url), partial(module.connect_async, url), limit)
+    bell = doorbell(f"{url}/{url.schema}/{url.prefix}")
+    return AwaitingDriver(dialect_for(url), partial(module.connect_async, url), limit, bell)
 
 
 def join(raw: object, dialect: Dialect) -> Connection:

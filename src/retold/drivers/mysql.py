@@ -29,6 +29,7 @@ from retold.errors import (
     StoreFull,
     StoreUnavailable,
     TransactionRolledBack,
+    TriggerRefused,
     UsageError,
     ValueTooLong,
 )
@@ -49,6 +50,7 @@ _BY_NUMBER: dict[int, Callable[[str], RetoldError]] = {
     **dict.fromkeys((1040, 1203, 2002, 2003, 2005), StoreUnavailable),
     **dict.fromkeys((1180, 1213, 1412, 3101), TransactionRolledBack),
     1406: ValueTooLong,
+    1419: TriggerRefused,
 }
 _SESSION = [
     Statement("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"),

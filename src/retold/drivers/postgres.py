@@ -8,10 +8,13 @@ the process id it hands out, which is not the server's.
 from __future__ import annotations
 
 import re
+import select
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, LiteralString
 
 import psycopg
+import psycopg.sql
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
@@ -171,6 +174,54 @@ class PostgresConnection:
 
     def abandon(self) -> None:
         self._raw.close()
+
+
+def notices(url: DatabaseURL, channel: str) -> PostgresNotices | None:
+    """What is notified on a channel; None behind a pooler, which keeps no session to listen in."""
+    try:
+        raw = psycopg.connect(**_conninfo(url))
+        try:
+            (pid,) = raw.execute("SELECT pg_backend_pid()").fetchone() or (0,)
+            if pid == raw.info.backend_pid:
+                raw.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
+                return PostgresNotices(raw)
+        except BaseException:
+            raw.close()
+            raise
+    except psycopg.Error as error:
+        raise _refused(error, url) from error
+    raw.close()
+    return None
+
+
+class PostgresNotices:
+    """A connection that listens."""
+
+    def __init__(self, raw: psycopg.Connection[tuple[Any, ...]]) -> None:
+        self._raw = raw
+        self._ending, self._end = socket.socketpair()
+
+    def wait(self) -> bool:
+        try:
+            while True:
+                sources: list[Any] = [self._raw, self._ending]
+                ready, _, _ = select.select(sources, [], [])
+                if self._ending in ready:
+                    self._drop()
+                    return False
+                if any(True for _ in self._raw.notifies(timeout=0)):
+                    return True
+        except (psycopg.Error, OSError, ValueError) as error:
+            self._drop()
+            raise ConnectionLost(str(error)) from error
+
+    def _drop(self) -> None:
+        self._raw.close()
+        self._ending.close()
+        self._end.close()
+
+    def close(self) -> None:
+        self._end.close()
 
 
 class AsyncPostgresConnection:

@@ -12,7 +12,6 @@ import random
 import sqlite3
 import threading
 import time
-import weakref
 from collections.abc import Sequence
 from typing import cast
 
@@ -31,6 +30,7 @@ from retold.errors import (
     UsageError,
 )
 from retold.store.dialects import Dialect
+from retold.store.doorbell import Doorbell
 from retold.store.driver import Batch, Result, UniqueViolation
 from retold.store.url import DatabaseURL
 
@@ -48,44 +48,27 @@ _ERRORS: dict[int, type[StoreError]] = {
 }
 
 
-class Doorbell:
-    """Rung at every commit of this process on one file; each listener has its own event."""
+class FileBell(Doorbell):
+    """The doorbell of a file, and the lock for which the threads that write it queue."""
+
+    rung_by_connections = True
 
     def __init__(self) -> None:
-        self.listeners: weakref.WeakSet[threading.Event] = weakref.WeakSet()
+        super().__init__()
         self.writing = threading.Lock()
 
-    def ring(self) -> None:
-        for listener in self.listeners:
-            listener.set()
+
+_bells: dict[tuple[int, str], FileBell] = {}
 
 
-_doorbells: dict[tuple[int, str], Doorbell] = {}
-_doorbells_lock = threading.Lock()
-
-
-def _after_fork() -> None:
-    global _doorbells_lock
-    _doorbells_lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def doorbell(path: str) -> Doorbell:
+def doorbell(path: str) -> FileBell:
     """The doorbell of a file in this process."""
-    key = (os.getpid(), os.path.realpath(path))
-    with _doorbells_lock:
-        return _doorbells.setdefault(key, Doorbell())
+    return _bells.setdefault((os.getpid(), os.path.realpath(path)), FileBell())
 
 
 def listen(path: str, event: threading.Event) -> None:
     """Set `event` at every commit of this process on a file, for as long as the event lives."""
-    bell = doorbell(path)
-    with _doorbells_lock:
-        # A new set: a commit may be going through the old one.
-        bell.listeners = weakref.WeakSet((*bell.listeners, event))
+    doorbell(path).listen(event)
 
 
 class SqliteConnection:

@@ -17,7 +17,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol
 
-from retold.brokers.database import is_gone, process_identity
+from retold.brokers.leases import is_gone, process_identity
 from retold.errors import LeadershipLost, LogUnsuitable, RetoldError
 from retold.store.driver import Statement
 

@@ -20,6 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from retold.errors import ConnectionLost, OutcomeUnknown
 from retold.store.dialects import Dialect
+from retold.store.doorbell import Doorbell, Heard, HeardAsync
 from retold.store.driver import AsyncConnection, Batch, Connection, Plan, Result, adrive, drive
 
 T = TypeVar("T")
@@ -47,6 +48,18 @@ class OwnConnection(Protocol):
 
     def close(self) -> None: ...
     def abandon(self) -> None: ...
+
+
+class Notices(Protocol):
+    """A connection of its own on which the database notifies of something."""
+
+    def wait(self) -> bool:
+        """Wait for the next notice; False once closed. Raises ConnectionLost."""
+        ...
+
+    def close(self) -> None:
+        """Make `wait` return; it may be called from any thread."""
+        ...
 
 
 class FreeList(Generic[C]):
@@ -83,11 +96,13 @@ class BlockingDriver:
         self,
         dialect: Dialect,
         connect: Callable[[], OwnConnection],
-        listen: Callable[[threading.Event], None] | None = None,
+        doorbell: Doorbell | None = None,
+        notices: Callable[[str], Notices | None] | None = None,
     ) -> None:
         self._dialect = dialect
         self._connect = connect
-        self._listen = listen
+        self._doorbell = doorbell or Doorbell()
+        self._notices = notices
         self._free: FreeList[OwnConnection] = FreeList()
 
     @property
@@ -95,17 +110,34 @@ class BlockingDriver:
         return self._dialect
 
     def listen(self, event: threading.Event) -> None:
-        """Set `event` at every commit of this process, where the driver can tell."""
-        if self._listen is not None:
-            self._listen(event)
+        """Set `event` at every commit of this process, for as long as the event lives.
+
+        Not at those on connections of the user's own.
+        """
+        self._doorbell.listen(event)
+
+    def ring(self) -> None:
+        """Set the events of all who listen."""
+        self._doorbell.ring()
+
+    def notices(self, channel: str) -> Notices | None:
+        """What the database itself notifies of, where it does."""
+        return None if self._notices is None else self._notices(channel)
 
     def open(self) -> None:
         self._free.give(self._free.take() or self._connect())
 
     def run(self, plan: Plan[T]) -> T:
         connection = self._free.take() or self._connect()
+        doorbell = self._doorbell
         try:
-            result = drive(connection.execute, plan)
+            if doorbell.rung_by_connections or not doorbell.listeners:
+                result = drive(connection.execute, plan)
+            else:
+                heard = Heard(connection.execute, self._dialect.appending)
+                result = drive(heard.execute, plan)
+                if heard.appended:
+                    doorbell.ring()
         except BaseException as error:
             self._after(error, connection)
             raise
@@ -140,6 +172,8 @@ class BlockingDriver:
             self._after(error, connection)
             raise
         self._free.give(connection)
+        if not self._doorbell.rung_by_connections:
+            self._doorbell.ring()
 
     def _after(self, error: BaseException, connection: OwnConnection) -> None:
         if not isinstance(error, (ConnectionLost, OutcomeUnknown)) and connection.reset():
@@ -257,10 +291,17 @@ class AwaitingDriver:
     At most `limit` plans run at once; the others wait for a connection.
     """
 
-    def __init__(self, dialect: Dialect, connect: Callable[[], Any], limit: int) -> None:
+    def __init__(
+        self,
+        dialect: Dialect,
+        connect: Callable[[], Any],
+        limit: int,
+        doorbell: Doorbell | None = None,
+    ) -> None:
         self._dialect = dialect
         self._connect = connect
         self._limit = limit
+        self._doorbell = doorbell or Doorbell()
         self._free: FreeList[OwnAsyncConnection] = FreeList()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._turns = asyncio.Semaphore(limit)
@@ -290,7 +331,13 @@ class AwaitingDriver:
     async def run(self, plan: Plan[T]) -> T:
         connection = await self._take()
         try:
-            result = await adrive(connection.execute, plan)
+            if not self._doorbell.listeners:
+                result = await adrive(connection.execute, plan)
+            else:
+                heard = HeardAsync(connection.execute, self._dialect.appending)
+                result = await adrive(heard.execute, plan)
+                if heard.appended:
+                    self._doorbell.ring()
         except BaseException as error:
             await self._after(error, connection)
             raise
@@ -320,6 +367,7 @@ class AwaitingDriver:
             raise
         else:
             self._free.give(connection)
+            self._doorbell.ring()
         finally:
             self._turns.release()
 

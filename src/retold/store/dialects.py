@@ -14,6 +14,10 @@ from retold.store.driver import Plan
 from retold.store.url import DatabaseURL
 
 TABLES = ("events", "entities", "snapshots", "handled", "subscriptions", "retold_migrations")
+BROKER_TABLES = ("unnumbered_events", "event_log", "subscribers", "numbering")
+"""What subscriptions on a server's database need beside them."""
+CHANNEL = "retold_log"
+"""Where PostgreSQL notifies of a log that has grown."""
 
 
 def _json_array(ids: list[str]) -> object:
@@ -72,6 +76,15 @@ class Dialect:
         return f"{quote}{self.prefix}{name}{quote}"
 
     @property
+    def appending(self) -> frozenset[str]:
+        """The statements that write events."""
+        return frozenset(
+            sql
+            for name, sql in self.queries.items()
+            if name.startswith(("append", "create")) or name == "insert_event"
+        )
+
+    @property
     def create_schema(self) -> str:
         """The statement that makes the schema, empty where there is nothing to make."""
         if self.name != "postgres" or not self.schema:
@@ -84,8 +97,17 @@ def dialect_for(url: DatabaseURL) -> Dialect:
     q = kind.quote
     space = f"{q}{url.schema}{q}." if url.schema else ""
     tables = {name: f"{space}{q}{url.prefix}{name}{q}" for name in TABLES}
+    broker_tables = {name: f"{space}{q}{url.prefix}{name}{q}" for name in BROKER_TABLES}
     names = {
         **tables,
+        **broker_tables,
+        "event_log_idx": f"{q}{url.prefix}event_log_idx{q}",
+        # MySQL wants it in the table's database, PostgreSQL gives a trigger no schema
+        "note_event": f"{space if q == '`' else ''}{q}{url.prefix}note_event{q}",
+        "note_event_name": f"'{url.prefix}note_event'",
+        "own_unnumbered": f"{q}{url.prefix}unnumbered_events{q}",
+        "numbering_name": f"'{broker_tables['numbering']}'",
+        "channel": f"'{CHANNEL}'",
         "schema": f"'{url.schema}'" if url.schema else kind.schema,
         "events_published_idx": f"{q}{url.prefix}events_published_idx{q}",
         "index_name": f"'{url.prefix}events_published_idx'",
@@ -105,11 +127,12 @@ def dialect_for(url: DatabaseURL) -> Dialect:
 
 @cache
 def _blocks(kind: str) -> dict[str, str]:
-    """The `-- name --` blocks of a dialect's queries.sql."""
-    text = (files("retold.store") / "sql" / kind / "queries.sql").read_text("utf-8")
+    """The `-- name --` blocks of a dialect's files."""
+    folder = files("retold.store") / "sql" / kind
+    texts = [file.read_text("utf-8") for file in folder.iterdir() if file.name.endswith(".sql")]
     blocks: dict[str, list[str]] = {}
     name = ""
-    for line in text.splitlines():
+    for line in "\n".join(texts).splitlines():
         if line.startswith("-- ") and line.endswith(" --"):
             name = line[3:-3]
             blocks[name] = []

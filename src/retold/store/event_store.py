@@ -37,6 +37,7 @@ from retold.store.migrations import (
     script,
     step_names,
 )
+from retold.store.numbering import install
 from retold.store.options import Settings
 from retold.store.performing import aperform, perform
 from retold.store.plans import forget_handled
@@ -172,10 +173,12 @@ class EventStore(_Store):
 
     # --- schema and upkeep -----------------------------------------------------------------------
 
-    def migrate(self, *, polling: bool = False) -> list[str]:
+    def migrate(self, *, polling: bool = False, subscriptions: bool = False) -> list[str]:
         """Create or update the tables; the names of the steps that were applied.
 
         polling: also make the index that a relay needs which polls the table.
+        subscriptions: also make what subscriptions need on PostgreSQL, MySQL and MariaDB without
+        a message broker; each append pays a little for it.
 
         Idempotent, and safe when two processes migrate at once. Raises SchemaForeign when a table
         of one of our names was made by something else.
@@ -184,6 +187,8 @@ class EventStore(_Store):
             steps = driver.run(migrate(driver.dialect))
             if polling:
                 steps += driver.run(index_for_polling(driver.dialect))
+            if subscriptions:
+                steps += driver.run(install(driver.dialect))
             return steps
 
     def pending_migrations(self) -> list[str]:
@@ -311,9 +316,11 @@ class AsyncEventStore(_Store):
         """As EventStore.using, for psycopg's AsyncConnection."""
         return AsyncTransaction(self._joined, join_async(connection, self._driver.dialect))
 
-    async def migrate(self, *, polling: bool = False) -> list[str]:
+    async def migrate(self, *, polling: bool = False, subscriptions: bool = False) -> list[str]:
         """As EventStore.migrate."""
-        return await asyncio.to_thread(self.blocking().migrate, polling=polling)
+        return await asyncio.to_thread(
+            self.blocking().migrate, polling=polling, subscriptions=subscriptions
+        )
 
     async def pending_migrations(self) -> list[str]:
         """As EventStore.pending_migrations."""

@@ -10,7 +10,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 from retold.aggregates import Aggregate, appliers_of
-from retold.brokers.database import DatabaseConsumer, Start
+from retold.brokers.consumers import open_consumer
+from retold.brokers.polling import Start
 from retold.errors import DefinitionError, InvalidValue, UsageError
 from retold.events import Event, event_name
 from retold.registry import check_name, full_name
@@ -128,7 +129,7 @@ class Subscription:
                         f"{full_name_of(handler)} is async, so it needs an AsyncEventStore"
                     )
         types = {name for _, cls in routes for name in stored_names(cls)} | set(upcast_names())
-        consumer = DatabaseConsumer(
+        consumer = open_consumer(
             store.driver, self.name, sorted({t for t, _ in routes}), sorted(types), self._start
         )
         dispatcher = Dispatcher(self.name, routes, store, self._attempts, loop)

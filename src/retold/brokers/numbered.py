@@ -1,0 +1,260 @@
+"""The database as its own broker, on PostgreSQL, MySQL and MariaDB: a numbered log, shared out.
+
+A member numbers what is there without a number, takes its share of the partitions, and reads them.
+It looks again when this process commits, when PostgreSQL notifies that the log has grown, and in any
+case after a pause, which is short while there is work and grows while there is none.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from retold.brokers import leases
+from retold.brokers.base import Message
+from retold.brokers.numbered_log import PAGE, log_state, number, read_log
+from retold.brokers.polling import PollingConsumer, Start
+from retold.brokers.shares import leave, renew_lease, save_positions, take_share
+from retold.errors import AssignmentLost, RetoldError
+from retold.store.connections import BlockingDriver, Notices
+from retold.store.dialects import CHANNEL
+
+_WINDOW = 500
+"""How many positions are read at once."""
+_GAP_S = {"postgres": 0.008, "mysql": 0.02}
+"""The least time between two looks, so that what writers do at once is numbered together: MySQL
+writes each numbering to the disk."""
+_IDLE_S = 0.04
+"""The pause between two looks after a while without a message."""
+_LONG_S = 1.0
+_STANDBY_S = 0.25
+_SHARE_S = 1.0
+"""How often members are counted by one that has its share."""
+_log = logging.getLogger("retold.subscriptions")
+
+
+class NumberedConsumer(PollingConsumer):
+    """A member of a subscription on a server's database. See brokers/base.py for what it promises."""
+
+    def __init__(
+        self,
+        driver: BlockingDriver,
+        name: str,
+        topics: Sequence[str],
+        event_types: Sequence[str],
+        start: Start,
+        lease_s: float = leases.LEASE_S,
+    ) -> None:
+        super().__init__()
+        self._driver = driver
+        self._sql = driver.dialect.queries
+        self._name = name
+        self._topics = self._many(sorted(topics))
+        self._types = self._many(sorted(event_types))
+        self._start: Start = start
+        self._lease_ms = int(lease_s * 1000)
+        self._me = f"{leases.process_identity(os.getpid())}/{secrets.token_hex(4)}"
+        self._joined = False
+        self._struck_off = threading.Event()
+        # By partition: what is read up to, handed out up to, and saved.
+        self._read: dict[int, int] = {}
+        self._handed: dict[int, int] = {}
+        self._saved: dict[int, int] = {}
+        self._buffer: deque[Message] = deque()
+        self._members = 1
+        self._share_at = 0.0
+        self._gap_s = _GAP_S[driver.dialect.name]
+        self._next_pause = self._gap_s
+        self._next_look = 0.0
+        self._busy = False  # something is probably there: a look of its own can be saved
+        self._listener: threading.Thread | None = None
+        self._notices: Notices | None = None
+        driver.listen(self._bell)
+        self._renewer = leases.Renewer(name, lease_s, self._renew)
+
+    @property
+    def assigned(self) -> bool:
+        return bool(self._read)
+
+    def _many(self, values: Iterable[object]) -> object:
+        """The one parameter that stands for several values."""
+        return list(values) if self._driver.dialect.name == "postgres" else tuple(values)
+
+    # --- looking ---------------------------------------------------------------------------------
+
+    def _look(self, limit: int) -> Sequence[Message]:
+        try:
+            if time.monotonic() >= self._share_at or self._struck_off.is_set():
+                self._take_share()
+            if self._read and not self._buffer:
+                self._closed.wait(max(0.0, self._next_look - time.monotonic()))
+                self._next_look = time.monotonic() + self._gap_s
+                self._fill_buffer()
+                if len(self._buffer) > limit:
+                    self._next_look = 0.0
+        except RetoldError:
+            # Whatever happened to the database, what it has saved is what it knows.
+            self._keep(())
+            self._share_at = 0.0
+            raise
+        return self._hand_out(limit)
+
+    def _hand_out(self, limit: int) -> Sequence[Message]:
+        messages = [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
+        for message in messages:
+            self._handed[message.partition] = message.position
+        self._busy = bool(messages)
+        if messages:
+            self._next_pause = self._gap_s
+        return messages
+
+    def _fill_buffer(self) -> None:
+        """Number what is there, and read on until there are messages or nothing is left."""
+        more = True
+        while more and not self._buffer and not self._woken.is_set():
+            end, near = 0, self._busy
+            if not near:
+                end, _, more = self._driver.run(log_state(self._sql))
+                near = more and end - min(self._read.values()) < PAGE
+            if near:
+                numbered = self._driver.run(number(self._sql))
+                end, more = numbered.end, numbered.more
+                if numbered.given:
+                    self._driver.ring()
+            while self._read_on(end) and not self._buffer and not self._woken.is_set():
+                pass
+
+    def _read_on(self, end: int) -> bool:
+        """Read the next positions of the partitions that are furthest behind; False at the end."""
+        behind = min(self._read.values())
+        if behind >= end:
+            return False
+        others = [position for position in self._read.values() if position > behind]
+        until = min(end, behind + _WINDOW, *others)
+        partitions = [n for n, position in self._read.items() if position == behind]
+        self._buffer += self._driver.run(
+            read_log(self._sql, behind, until, self._many(partitions), self._topics, self._types)
+        )
+        for partition in partitions:
+            self._read[partition] = until
+        return True
+
+    def _pause(self) -> float:
+        if self._listener is None:
+            self._listener = threading.Thread(
+                target=self._listen, name=f"{self._name} notices", daemon=True
+            )
+            self._listener.start()
+        if not self.assigned:
+            return _STANDBY_S
+        # Who numbers an event tells the others, so together they look as often as one alone.
+        longest = _IDLE_S if self._notices is None else min(_IDLE_S * self._members, _LONG_S)
+        pause = min(self._next_pause, longest)
+        self._next_pause = pause * 1.3
+        return pause
+
+    def _listen(self) -> None:
+        while not self._closed.is_set():
+            try:
+                notices = self._driver.notices(CHANNEL)
+                if notices is None:
+                    return
+                self._notices = notices
+                if self._closed.is_set():
+                    notices.close()
+                while notices.wait():
+                    self._bell.set()
+            except RetoldError as error:
+                self._notices = None
+                _log.debug("%s: looking more often, notices fail: %s", self._name, error)
+                self._closed.wait(_LONG_S)
+
+    # --- shares ----------------------------------------------------------------------------------
+
+    def _take_share(self) -> None:
+        self._struck_off.clear()
+        if passed := self._passed():
+            self._keep(self._driver.run(save_positions(self._sql, self._name, self._me, passed)))
+        self._joined = True
+        share = self._driver.run(
+            take_share(self._sql, self._name, self._me, self._lease_ms, self._start)
+        )
+        self._keep(share.held)
+        for partition, position in share.held.items():
+            if partition not in self._read:
+                self._read[partition] = self._saved[partition] = position
+        self._members = share.members
+        self._share_at = time.monotonic() + (_SHARE_S if share.fair else _STANDBY_S)
+
+    def _passed(self) -> dict[int, int]:
+        """Partitions that were read far beyond their saved position, without a message of ours."""
+        return {
+            partition: position
+            for partition, position in self._read_through().items()
+            if position - self._saved[partition] >= _WINDOW
+        }
+
+    def _read_through(self) -> dict[int, int]:
+        """Where every message up to what is read is handled and saved."""
+        buffered = {message.partition for message in self._buffer}
+        return {
+            partition: position
+            for partition, position in self._read.items()
+            if partition not in buffered
+            and self._handed.get(partition, 0) <= self._saved[partition]
+        }
+
+    def _keep(self, held: Mapping[int, int] | Collection[int]) -> None:
+        """Forget the partitions that belong to others now."""
+        lost = self._read.keys() - set(held)
+        for partition in lost:
+            for positions in (self._read, self._handed, self._saved):
+                positions.pop(partition, None)
+        if lost:
+            self._buffer = deque(m for m in self._buffer if m.partition not in lost)
+        if isinstance(held, Mapping):
+            for partition in self._saved.keys() & held.keys():
+                self._saved[partition] = held[partition]
+
+    def _renew(self) -> None:
+        if not self._joined:
+            return
+        try:
+            heard = self._driver.run(renew_lease(self._sql, self._name, self._me, self._lease_ms))
+        except RetoldError as error:
+            # The lease runs on for a while; if it runs out, the next commit will tell.
+            _log.warning("%s: the lease was not renewed: %s", self._name, error)
+        else:
+            if not heard:
+                self._struck_off.set()
+
+    def commit(self, positions: Mapping[int, int]) -> None:
+        if not positions:
+            return
+        held = self._driver.run(save_positions(self._sql, self._name, self._me, positions))
+        self._keep(held)
+        if any(held.get(partition, -1) < position for partition, position in positions.items()):
+            raise AssignmentLost(self._name)
+
+    def close(self) -> None:
+        self._closed.set()
+        self._bell.set()
+        self._renewer.end()
+        if self._notices is not None:
+            self._notices.close()
+        if not self._joined:
+            return
+        self._joined = False
+        passed = self._read_through()
+        self._read.clear()
+        self._buffer.clear()
+        try:
+            self._driver.run(save_positions(self._sql, self._name, self._me, passed))
+            self._driver.run(leave(self._sql, self._name, self._me))
+        except RetoldError as error:
+            _log.warning("%s: others must wait for the lease to run out: %s", self._name, error)

@@ -1,0 +1,114 @@
+"""The step of the schema that lets a server's database be its own broker.
+
+It is no numbered step, because every append pays for its trigger, and only subscriptions want it.
+The counter's row is made last: while it is not there, nobody numbers, so that of what is put in
+here nothing can have been numbered yet, and a step that was broken off begins again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from retold.errors import SchemaForeign
+from retold.store.dialects import Dialect
+from retold.store.driver import Plan, Statement
+from retold.store.migrations import collation
+
+PARTITIONS = 16
+"""How many members a subscription can have at work at once; kept with the counter."""
+_PAGE = 5000
+_COLUMNS = {
+    "unnumbered_events": {"event_id"},
+    "event_log": {"position", "partition", "event_id"},
+    "subscriptions": {"name", "partition", "position", "owner"},
+    "subscribers": {"name", "member", "lease_until"},
+    "numbering": {"id", "last_position", "partitions"},
+}
+
+
+def install(dialect: Dialect) -> Plan[list[str]]:
+    """Make the tables and the trigger, and note the events there are; what was made.
+
+    Waits for the transactions that write events, and they for it.
+    """
+    sql = dialect.queries
+    if dialect.name == "sqlite":
+        return []  # its events table is a log
+    yield from _check_free(dialect)
+    if dialect.name == "postgres":
+        return (yield from _install_postgres(dialect))
+    yield [Statement(part) for part in sql["migrations_begin"].split(";")]
+    try:
+        done = yield from _install_mysql(dialect)
+    finally:
+        yield [Statement(sql["migrations_end"])]
+    return done
+
+
+def _check_free(dialect: Dialect) -> Plan[None]:
+    """Raises SchemaForeign where a table of one of these names is somebody else's."""
+    (result,) = yield [Statement(dialect.queries["columns"])]
+    found: dict[str, set[str]] = {}
+    for table, column in result.rows:
+        found.setdefault(str(table).lower(), set()).add(str(column).lower())
+    for name, columns in _COLUMNS.items():
+        if not columns <= found.get(dialect.bare(name).lower(), columns):
+            raise SchemaForeign(repr(dialect.bare(name)))
+
+
+_DONE = ["the log for subscriptions"]
+
+
+def _make(dialect: Dialect, **names: str) -> Iterator[Statement]:
+    for block, sql in dialect.queries.items():
+        if block.startswith("make_"):
+            for name, value in names.items():
+                sql = sql.replace(f"@{name}@", value)
+            yield Statement(sql)
+
+
+def _install_postgres(dialect: Dialect) -> Plan[list[str]]:
+    sql = dialect.queries
+    guard = [Statement(part) for part in sql["broker_guard"].split(";")]
+    commit = Statement(sql["commit"])
+    home, exists = (yield [*guard, Statement(sql["broker_home"]), Statement(sql["broker_exists"])])[
+        -2:
+    ]
+    if not exists.rows[0][0]:
+        yield list(_make(dialect, home=str(home.rows[0][0])))
+    yield [commit]
+    behind = ""
+    while True:
+        # The lock is the transaction's, as a pooler wants it, so each page looks anew.
+        counter = (yield [*guard, Statement(sql["broker_counter"])])[-1]
+        if counter.rows:
+            yield [commit]
+            return [] if exists.rows[0][0] and not behind else _DONE
+        (page,) = yield [Statement(sql["broker_fill"], (behind, _PAGE))]
+        if page.rows[0][0] is None:
+            yield [Statement(sql["broker_ready"], (PARTITIONS,)), commit]
+            return _DONE
+        yield [commit]
+        behind = page.rows[0][0]
+
+
+def _install_mysql(dialect: Dialect) -> Plan[list[str]]:
+    sql = dialect.queries
+    yield list(_make(dialect, collation=(yield from collation(dialect))))
+    trigger, counter = yield [
+        Statement(sql["broker_trigger_exists"]),
+        Statement(sql["broker_counter"]),
+    ]
+    if trigger.rows and counter.rows:
+        return []
+    if not trigger.rows:
+        yield [Statement(sql["broker_wait"])]
+        yield [Statement(sql["broker_trigger"])]
+    behind = ""
+    while True:
+        (page,) = yield [Statement(sql["broker_page"], (behind, _PAGE))]
+        if (end := page.rows[0][0]) is None:
+            yield [Statement(sql["broker_ready"], (PARTITIONS,))]
+            return _DONE
+        yield [Statement(sql["broker_fill"], (behind, end))]
+        behind = end
