@@ -8,9 +8,10 @@ import signal
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from multiprocessing.connection import Connection
 
 import psycopg
@@ -19,8 +20,10 @@ import pytest
 from retold import AsyncEventStore, Delivery, EventStore, Subscription
 from retold.brokers import numbered
 from retold.brokers.numbered import NumberedConsumer
+from retold.brokers.shares import take_share
 from retold.errors import AssignmentLost, LogMissing, SchemaForeign, TriggerRefused
-from retold.store.driver import Statement
+from retold.store.connections import OwnConnection
+from retold.store.driver import Batch, Result, Statement, drive
 from tests.conformance.raw import rows
 from tests.integration.test_subscriptions import (
     Account,
@@ -507,6 +510,48 @@ def test_a_partition_that_somebody_took_is_noticed_at_the_commit(
             member.commit({message.partition: message.position})
         assert not member.assigned
     assert rows(url, "SELECT sum(position), count(owner) FROM subscriptions") == [(0, 16)]
+
+
+class Interrupted:
+    """Executes statement by statement, and lets somebody else in behind the nth."""
+
+    def __init__(self, connection: OwnConnection, n: int, act: Callable[[], object]) -> None:
+        self._connection, self.left, self._act = connection, n, act
+
+    def execute(self, batch: Batch) -> Sequence[Result]:
+        results = list[Result]()
+        for statement in batch:
+            results += self._connection.execute([statement])
+            self.left -= 1
+            if self.left == 0:
+                self._act()
+        return results
+
+
+@SERVERS
+@pytest.mark.parametrize("known", [False, True])
+def test_a_member_that_joins_while_another_one_counts_is_not_robbed(
+    store: EventStore, known: bool
+) -> None:
+    """Between any two statements of the other one. Whoever owns a partition keeps it."""
+    types = [Account.__entity_type__], ["test_subscriptions.Credited"]
+    sql, n, at_end = store.driver.dialect.queries, 0, False
+    while not at_end:
+        n, name = n + 1, f"letters{n}"
+        if known:
+            with closing(NumberedConsumer(store.driver, name, *types, "beginning")) as earlier:
+                earlier.poll(1, 0)
+        with (
+            closing(NumberedConsumer(store.driver, name, *types, "beginning")) as rival,
+            store.driver.connection() as connection,
+        ):
+            other = Interrupted(connection, n, partial(rival.poll, 1, 0))
+            share = drive(other.execute, take_share(sql, name, "me", 60_000, "beginning"))
+            at_end = other.left > 0
+            shares = connection.execute([Statement(sql["shares"], (name,))])[0].rows
+            owners = {partition: owner for partition, _, owner in shares}
+            assert {owners[partition] for partition in rival._read} <= {rival._me}, n
+            assert {owners[partition] for partition in share.held} <= {"me"}, n
 
 
 @SERVERS

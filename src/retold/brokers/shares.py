@@ -38,15 +38,17 @@ def take_share(
     """Join, give up what is too much, claim what is missing. Raises LogMissing."""
     at = (name,)
     partitions = (yield from log_state(sql)).partitions
-    reads = [Statement(sql["clock"]), Statement(sql["members"], at), Statement(sql["shares"], at)]
-    clock, members, shares = yield reads
-    alive = yield from _alive(sql, name, me, clock.rows[0][0], members)
-    if me not in {member for member, _ in members.rows}:
-        yield [Statement(sql["member_join"], (name, me, lease_ms))]
+    # Owners before members: who owned something when it was read had joined by then, and is not taken
+    # for dead because it joined a moment later than the members were read.
+    reads = [Statement(sql["shares"], at), Statement(sql["clock"]), Statement(sql["members"], at)]
+    shares, clock, members = yield reads
     if not shares.rows:
         begin = yield from start_position(sql, start)
         yield [Statement(sql["share_begin"], (name, n, begin)) for n in range(partitions)]
-        (shares,) = yield [Statement(sql["shares"], at)]
+        shares, clock, members = yield reads
+    alive = yield from _alive(sql, name, me, clock.rows[0][0], members)
+    if me not in {member for member, _ in members.rows}:
+        yield [Statement(sql["member_join"], (name, me, lease_ms))]
     fair = quota(len(shares.rows), sorted(alive), me)
     mine = {partition: position for partition, position, owner in shares.rows if owner == me}
     if surplus := sorted(mine)[fair:]:
