@@ -308,7 +308,7 @@ class PostgresDatabase(Database):
         self._execute(
             f"INSERT INTO events ({_COLUMNS}) SELECT lpad(to_hex(%s), 16, '0') || '-' ||"
             " lpad(to_hex(n), 16, '0'), 'bench.Debited', repeat(md5(n::text), 312), %s,"
-            f" 'account-' || n % {_ENTITIES} FROM generate_series(1, %s) n",
+            f" 'account-' || mod(n, {_ENTITIES}) FROM generate_series(1, %s) n",
             (self.first_id(), topic, events),
         )
         return events
@@ -450,7 +450,6 @@ class Watcher:
                 "group.id": uuid4().hex,
                 "isolation.level": "read_committed",
                 "enable.auto.commit": False,
-                "fetch.wait.max.ms": 5,
                 "fetch.error.backoff.ms": 5,
                 "topic.metadata.refresh.fast.interval.ms": 10,
             }
@@ -619,6 +618,7 @@ class Bench:
             target=produce_one_by_one, args=(self._kafka, topic, records, other)
         )
         process.start()
+        other.close()
         arrived = dict(_first_times(watcher, len(records)))
         began: dict[bytes, float] = pipe.recv()
         process.join()
@@ -643,6 +643,7 @@ class Bench:
         job = (self._database.name, self._database.url, topic, rate, seconds + 1, other)
         writer = _SPAWN.Process(target=write_steadily, args=job)
         writer.start()
+        other.close()
         arrived: dict[bytes, float] = {}
         written: dict[bytes, float] = {}
         ended = threading.Event()
