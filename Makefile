@@ -27,8 +27,10 @@ servers: ## install the servers that the tests start (none is left running)
 	@tests/rig/install.sh servers
 
 test: venv servers check ## the static checks and all tests, on every database
-	@echo "== pytest, every database"
-	@$(BIN)/pytest -m "not soak"
+	@echo "== pytest, every database; the relay's tests run beside the others and are shown behind them"
+	@mkdir -p .cache; $(BIN)/pytest -m "not soak" tests/relay >.cache/relay-tests.log 2>&1 & relay=$$!; \
+	$(BIN)/pytest -m "not soak" --ignore=tests/relay; others=$$?; \
+	wait $$relay; relay=$$?; cat .cache/relay-tests.log; [ $$others = 0 ] && [ $$relay = 0 ]
 
 check: venv ## the static checks (seconds)
 	@echo "== ruff, codespell, import-linter, mypy, pyright"
