@@ -21,6 +21,8 @@ from retold import (
     EventStore,
     OutcomeUnknown,
     StoreUnavailable,
+    TransactionRolledBack,
+    VersionConflict,
     applies,
     every,
     metadata,
@@ -571,6 +573,8 @@ def test_a_cancelled_update_leaves_no_transaction_open(
                 await task
             except asyncio.CancelledError:
                 cancelled += 1
+            except (VersionConflict, TransactionRolledBack):
+                pass  # a cancelled update goes on in its thread, and was faster
         assert cancelled > 0
         await asyncio.to_thread(_until, lambda: _transactions(servers, kind, url) == [])
         before = (await tallies.find(id)).state.n

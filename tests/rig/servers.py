@@ -239,6 +239,8 @@ class _MySQLFamily(_WithData):
             f"--datadir={folder / 'data'}",
             f"--socket={folder / 'socket'}",
             f"--pid-file={folder / 'pid'}",
+            # A server that starts deletes what others keep in a folder they share.
+            f"--tmpdir={folder}",
             f"--port={self.port}",
             *self._settings,
         ]
