@@ -24,6 +24,7 @@ from retold.errors import (
     ConnectionLost,
     Fenced,
     LogReplaced,
+    LogRewound,
     LogUnreadable,
     RetoldError,
 )
@@ -172,9 +173,15 @@ class LogSource:
     def skip(self) -> WalPosition:
         return self.now()
 
-    def start(self, position: Position) -> None:
+    def check(self, position: Position) -> None:
         if not isinstance(position, WalPosition):
             raise LogReplaced("another kind")
+        if position.lsn > self._world.end():
+            raise LogRewound(f"the log ends at {self._world.end()}")
+
+    def start(self, position: Position) -> None:
+        self.check(position)
+        assert isinstance(position, WalPosition)
         self._world.strike(self._schedule.next("start"), self._stop)
         self._at = position.lsn
 

@@ -16,6 +16,7 @@ from retold.errors import (
     EventsOutOfOrder,
     LeadershipLost,
     LogReplaced,
+    LogRewound,
     LogUnreadable,
     PositionMissing,
     PositionUnreadable,
@@ -126,6 +127,37 @@ def test_what_comes_after_the_first_start_is_published_in_the_order_of_commits(l
     for entity in "eve", "ann", "bob", "ann", "eve":
         log.write(entity)
     log.run()
+    assert log.broker.ids() == log.ids()
+
+
+@pytest.mark.parametrize("choices", [Choices(), Choices(resync=True)], ids=["start", "resync"])
+def test_what_interrupted_a_first_start_may_have_set_the_database_back(
+    world: World, choices: Choices
+) -> None:
+    """Events come while it begins: they are behind the place where the log is followed from."""
+    for _ in range(3):
+        world.write("ann")
+    with pytest.raises(Crash):
+        world.run(Schedule({"publish": ["write", "done, crash"]}))
+    assert checkpoint_of(world).catching_up
+    published = world.broker.ids()
+    assert published == world.ids()
+    world.execute("DELETE FROM events WHERE event_id = ?", published[-1])
+    with pytest.raises(LogRewound):
+        world.run(choices=choices)
+    assert world.broker.ids() == published
+
+
+def test_a_first_start_that_was_interrupted_does_not_go_on_with_another_log(log: World) -> None:
+    log.write("ann")
+    with pytest.raises(Crash):
+        log.run(Schedule({"publish": ["", "done, crash"]}))
+    elsewhere = PollingPosition("sqlite/1")
+    saved = Checkpoint(elsewhere, {TOPIC: 12}, catching_up=elsewhere)
+    log.broker.checkpoint = encode_checkpoint(saved)
+    with pytest.raises(LogReplaced):
+        log.run()
+    log.run(choices=Choices(resync=True))
     assert log.broker.ids() == log.ids()
 
 

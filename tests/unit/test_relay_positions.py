@@ -45,8 +45,8 @@ SAVED: list[tuple[Position, dict[str, object]]] = [
 
 @pytest.mark.parametrize(("position", "text"), SAVED)
 def test_the_form_is_fixed(position: Position, text: dict[str, object]) -> None:
-    checkpoint = Checkpoint(position, {"bank.Account": 12}, catching_up=True)
-    saved = {"position": text, "partitions": {"bank.Account": 12}, "catching_up": True}
+    checkpoint = Checkpoint(position, {"bank.Account": 12}, catching_up=position)
+    saved = {"position": text, "partitions": {"bank.Account": 12}, "catching_up": text}
     assert json.loads(encode_checkpoint(checkpoint)) == saved
     assert decode_checkpoint("bank", json.dumps(saved).encode()) == checkpoint
 

@@ -55,7 +55,8 @@ class CatchUp:
         self._fill_holes = fill_holes
         self._accept_rewind = accept_rewind
         self._progress = progress
-        self._end: Position | None = None
+        self.end: Position | None = None
+        """Where the log ended when the view of the table was made; None before."""
         self._holes: list[Row] = []
         self._count = 0
         self._known = KnownIds()
@@ -67,7 +68,7 @@ class CatchUp:
         yield from self._read_topics({*topics, *map(topic_name, types)})
         known, progress = self._known, self._progress
         with self._table.view() as view:
-            self._end = self._source.now()
+            self.end = self._source.now()
             first, last = view.first(), view.last()
             for page in view.pages():
                 missing = known.missing(page)
@@ -138,7 +139,7 @@ class CatchUp:
 
     def until(self) -> KnownUntil:
         """What is known of the log up to where it ended when the view was made."""
-        end = self._end
+        end = self.end
         assert end is not None
         return KnownUntil(self._known, lambda: self._source.reached(end))
 

@@ -65,13 +65,13 @@ Position = BinlogPosition | WalPosition | PollingPosition
 class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is saved: the position, and what else must not change unnoticed.
 
-    partitions: topic → its number of partitions. catching_up: a first start or a resync began at
-    this position and has not come to its end, so it has to begin again.
+    partitions: topic → its number of partitions. catching_up: a first start or a resync has not come
+    to its end, so it has to begin again; what the log holds up to this place may be published.
     """
 
     position: Position
     partitions: dict[str, int]
-    catching_up: bool = False
+    catching_up: Position | None = None
     version: int = 1
 
 

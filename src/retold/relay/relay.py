@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 from retold.errors import (
     Fenced,
     LeadershipLost,
+    LogPurged,
+    LogReplaced,
     PositionMissing,
     PositionUnreadable,
     RetoldError,
@@ -37,17 +39,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from retold.brokers.base import Publisher, Record, TopicReader
-    from retold.relay.known import KnownUntil
     from retold.relay.leadership import Leadership
     from retold.relay.positions import Position
     from retold.relay.progress import Progress
-    from retold.relay.reader import Batch
     from retold.relay.source import Source
     from retold.relay.table import Table
 
 _log = logging.getLogger("retold.relay")
 
 _TAKE_S = 0.25
+_REST_S = 0.001
+"""Kafka goes on with a transaction for a moment after it was committed. Who begins the next one
+meanwhile is refused, and librdkafka asks again only after 20 ms."""
 _PARTITIONS_S = 10.0
 """How often the topics' numbers of partitions are looked at."""
 _LONGEST_PAUSE_S = 10.0
@@ -94,6 +97,7 @@ class Relay:
         self._progress = progress
         self._choices = choices or Choices()
         self._partitions: dict[str, int] = {}
+        self._published = 0.0
         self._looked = 0.0
 
     def run(self, stop: threading.Event) -> None:
@@ -143,10 +147,11 @@ class Relay:
             checkpoint = Checkpoint(self._source.skip(), {})
             self._publisher.publish([], encode_checkpoint(checkpoint))
         if checkpoint is None or checkpoint.catching_up or self._choices.resync:
+            self._check_not_set_back(checkpoint)
             self._catch_up(checkpoint, stop)
             return
         self._source.start(checkpoint.position)
-        self._follow(checkpoint.position, None, stop)
+        self._follow(checkpoint.position, stop)
 
     def _begin(self) -> Checkpoint | None:
         """Fence others; the checkpoint saved last. A resync can do without one."""
@@ -160,23 +165,39 @@ class Relay:
 
     # --- a first start, a resync -----------------------------------------------------------------
 
+    def _check_not_set_back(self, checkpoint: Checkpoint | None) -> None:
+        """Catching up needs no log from a position on, but what is published must not be lost.
+
+        Raises LogRewound, and without a resync LogReplaced: an interrupted catching up goes on with
+        the log it began with.
+        """
+        if checkpoint is None or self._choices.accept_rewind:
+            return
+        try:
+            self._source.check(checkpoint.catching_up or checkpoint.position)
+        except LogPurged:
+            pass
+        except LogReplaced:
+            if not self._choices.resync:
+                raise
+
     def _catch_up(self, checkpoint: Checkpoint | None, stop: threading.Event) -> None:
         self._progress.role = "catching up"
         with closing(self._new_catch_up()) as catching_up:
             if checkpoint is None and not self._choices.resync:
                 self._check_first_start()
             position = self._source.now()
-            self._save(position, [], catching_up=True)
+            self._save(position, [], position)
             with closing(catching_up.rows(self._partitions)) as parts:
                 for part in parts:
                     self._leadership.check()
                     if stop.is_set():
                         return
                     if part:
-                        self._save(position, part, catching_up=True)
+                        self._save(position, part, catching_up.end)
             catching_up.check_holes()
             self._source.start(position)
-            self._follow(position, catching_up.until(), stop)
+            self._follow(position, stop, catching_up)
 
     def _new_catch_up(self) -> CatchUp:
         return CatchUp(
@@ -199,38 +220,37 @@ class Relay:
 
     # --- following -------------------------------------------------------------------------------
 
-    def _follow(self, position: Position, known: KnownUntil | None, stop: threading.Event) -> None:
+    def _follow(
+        self, position: Position, stop: threading.Event, catching_up: CatchUp | None = None
+    ) -> None:
         progress = self._progress
+        known = catching_up.until() if catching_up else None
         with closing(Reader(self._source, position, known)) as reader:
-            catching_up = known is not None
             progress.role = "catching up" if catching_up else "leading"
             progress.error = ""
             while not stop.is_set():
                 self._leadership.check()
                 self._look_at_partitions()
+                time.sleep(max(0.0, self._published + _REST_S - time.monotonic()))
                 batch = reader.take(_TAKE_S)
                 progress.caught_up = batch is None
                 if batch is None:
                     continue
-                self._publish(batch, catching_up=catching_up and not batch.last)
+                end = catching_up.end if catching_up and not batch.last else None
+                self._save(batch.position, batch.records, end, committed=batch.committed)
+                self._source.confirm(batch.position)
                 if batch.last and known is not None:
                     known.close()
-                    catching_up = False
+                    catching_up = None
                     progress.role = "leading"
                     self._choices = replace(self._choices, resync=False, accept_rewind=False)
-
-    def _publish(self, batch: Batch, *, catching_up: bool) -> None:
-        self._save(
-            batch.position, batch.records, catching_up=catching_up, committed=batch.committed
-        )
-        self._source.confirm(batch.position)
 
     def _save(
         self,
         position: Position,
         records: list[Record],
+        catching_up: Position | None,
         *,
-        catching_up: bool,
         committed: float = 0.0,
     ) -> None:
         """Publish records and the checkpoint that covers them."""
@@ -240,6 +260,7 @@ class Relay:
             self._partitions.update(self._publisher.partitions(new))
         checkpoint = Checkpoint(position, self._partitions, catching_up)
         self._publisher.publish(records, encode_checkpoint(checkpoint))
+        self._published = time.monotonic()
         self._progress.add(len(records), position, committed, began)
 
     # --- partitions ------------------------------------------------------------------------------

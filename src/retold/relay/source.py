@@ -43,7 +43,7 @@ Row = tuple[str, str, str, str, str, str | None, BinlogFileOffset | None]
 
 MAX_ROWS = 5_000
 """The most rows of a chunk."""
-MAX_BYTES = 4_000_000
+MAX_BYTES = 2_000_000
 """About the most bytes of a chunk; one row may be larger."""
 
 
@@ -71,12 +71,13 @@ class Source(Protocol):
         """The same, for a relay that leaves out what is there: nothing else comes behind it."""
         ...
 
-    def start(self, position: Position) -> None:
-        """Connect, and read from the position on.
+    def check(self, position: Position) -> None:
+        """Raises LogReplaced, LogPurged, LogRewound where the log does not continue the position,
+        and LogUnsuitable where it cannot be followed at all."""
+        ...
 
-        Raises LogReplaced, LogPurged, LogRewound where the log does not continue the position, and
-        LogUnsuitable where it cannot be followed at all.
-        """
+    def start(self, position: Position) -> None:
+        """Check the position, connect, and read from it on."""
         ...
 
     def read(self, wait: float) -> Chunk | None: ...

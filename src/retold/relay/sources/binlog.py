@@ -116,10 +116,12 @@ class BinlogSource:
 
     # --- starting -----------------------------------------------------------------------------
 
-    def start(self, position: Position) -> None:
+    def check(self, position: Position) -> None:
+        self._check(position)
+
+    def _check(self, position: Position) -> tuple[BinlogPosition, Facts]:
         if not isinstance(position, BinlogPosition):
             raise LogReplaced("it was written by a relay that does not read a binary log")
-        self._end_stream()
         facts = self._facts()
         if facts.flavour != position.flavour:
             raise LogReplaced(f"it is one of {position.flavour}, the server is {facts.flavour}")
@@ -129,6 +131,12 @@ class BinlogSource:
         elif gtids:
             self._check_domains(position, facts)
         self._check_place(position, facts, gtids)
+        return position, facts
+
+    def start(self, position: Position) -> None:
+        self._end_stream()
+        position, facts = self._check(position)
+        gtids = bool(position.gtid) and facts.gtids
         decoder = Decoder(
             msgspec.structs.replace(position, server=facts.server),
             self._table,

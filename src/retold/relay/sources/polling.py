@@ -67,14 +67,18 @@ class PollingSource:
                 return position
             self._mark(there)
 
-    def start(self, position: Position) -> None:
+    def check(self, position: Position) -> None:
         if not isinstance(position, PollingPosition):
             raise LogReplaced("it is a position in a transaction log, and this relay polls")
         identity = self._identity()
         if position.table != identity:
             raise LogReplaced(f"the table is {identity}, the position is one of {position.table}")
         self._check_index()
-        self._check_published(position.ids)
+        self._check_published((*position.ids, position.until) if position.until else position.ids)
+
+    def start(self, position: Position) -> None:
+        self.check(position)
+        assert isinstance(position, PollingPosition)
         self._mark(position.ids)
         self._marked.set()
         self._lowest = ""
@@ -82,10 +86,9 @@ class PollingSource:
     def _check_published(self, ids: Sequence[str]) -> None:
         """What was published last must be there: a table set back to before has lost it."""
         there = self._rows("existing", self._ids(list(ids))) if ids else ()
-        if len(there) < len(ids):
+        if lost := set(ids) - {id for (id,) in there}:
             raise LogRewound(
-                f"of the {len(ids)} events published last it has {len(there)}; it lacks "
-                f"{(set(ids) - {id for (id,) in there}).pop()}"
+                f"of the {len(ids)} events published last it has {len(there)}; it lacks {min(lost)}"
             )
 
     def _identity(self) -> str:

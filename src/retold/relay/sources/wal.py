@@ -13,6 +13,7 @@ was published; the history of its timeline tells.
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -106,18 +107,26 @@ class WalSource:
             (pid, virtual) for pid, virtual in self._database.ask(_WRITERS, self._database.table)
         }
 
-    def start(self, position: Position) -> None:
+    def check(self, position: Position) -> None:
+        with closing(self._database.replication()) as link:
+            self._check(link, position)
+
+    def _check(self, link: psycopg.Connection[Any], position: Position) -> WalPosition:
         if not isinstance(position, WalPosition):
             raise LogReplaced("it is no position in PostgreSQL's log")
+        self._identity = _identify(link)
+        self._check_history(link, position)
+        self._check_slot(position)
+        if problem := self._database.check_publication():
+            raise LogPurged(problem)
+        return position
+
+    def start(self, position: Position) -> None:
         self._end_stream()
         database = self._database
         link = database.replication()
         try:
-            self._identity = _identify(link)
-            self._check_history(link, position)
-            self._check_slot(position)
-            if problem := database.check_publication():
-                raise LogPurged(problem)
+            position = self._check(link, position)
             schema, table = database.names
             decoder = Decoder(schema, table, position.lsn, position.rows)
             self._stream = self._begin_stream(link, decoder)
