@@ -121,7 +121,7 @@ def live(relay: Relay, positions: Positions, dice: random.Random) -> None:
         time.sleep(dice.uniform(0, 0.7))
         return
     before = positions.end()
-    positions.wait_for(before + dice.randint(1, 30), relay.check)
+    positions.wait_for(before + dice.randint(1, 12), relay.check)
     time.sleep(dice.uniform(0, 0.01))
     if fate > 0.9:
         relay.send(signal.SIGSTOP)
