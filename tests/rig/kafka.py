@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from confluent_kafka import KafkaException
@@ -41,6 +42,12 @@ _SETTINGS = {
 }
 
 
+# One collector thread: the tests have few cores, and the broker little to do.
+_SMALL_JVM = ("-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+ORDINARY_JVM = ("-Xms1g", "-Xmx1g", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20")
+"""As Kafka's own scripts start it: for measuring."""
+
+
 def _ask(bootstrap: str) -> None:
     AdminClient({"bootstrap.servers": bootstrap, "log_level": 0}).list_topics(timeout=2)
 
@@ -66,7 +73,8 @@ class Kafka(Private):
     users = ("relay", "reader", "stranger")
     _silence = (KafkaException,)
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, jvm: Sequence[str] = _SMALL_JVM) -> None:
+        self._jvm = jvm
         super().__init__(*(part for option in options for part in ("--override", option)))
         self.url = f"127.0.0.1:{self.port}"
         self._login_port = free_port()
@@ -88,10 +96,8 @@ class Kafka(Private):
 
     def _java(self, *arguments: str) -> list[str]:
         java = shutil.which("java") or "/usr/bin/java"
-        # One collector thread: the tests have few cores, and the broker little to do.
-        heap = ["-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         quiet = ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
-        return [java, *heap, *quiet, "-cp", f"{self._binary}/*", *arguments]
+        return [java, *self._jvm, *quiet, "-cp", f"{self._binary}/*", *arguments]
 
     def _prepare(self, folder: Path) -> None:
         listeners = {
