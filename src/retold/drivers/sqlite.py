@@ -111,18 +111,16 @@ class SqliteConnection:
             self.begin()
             return _DONE
         try:
-            cursor = self._raw.execute(sql, cast("tuple[str, ...]", params))
-            rows = cursor.fetchall() if cursor.description is not None else ()
-            rowcount = cursor.rowcount
+            cursor = self._raw.execute(sql, params)
+            rows = cursor.fetchall()
         except sqlite3.Error as error:
             cursor = self._again(error, sql, params)
-            rows = cursor.fetchall() if cursor.description is not None else ()
-            rowcount = cursor.rowcount
+            rows = cursor.fetchall()
         except UnicodeEncodeError as error:
             raise StoreError(f"a value is not valid Unicode ({error.reason})") from None
         if self._writing and not self._raw.in_transaction:
             self._end_writing(rung=sql == "COMMIT")
-        return Result(rows, rowcount)
+        return Result(rows, cursor.rowcount)
 
     def _again(self, error: sqlite3.Error, sql: str, params: Sequence[object]) -> sqlite3.Cursor:
         """Repeat a statement that found the file busy: it has had no effect."""

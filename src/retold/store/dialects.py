@@ -20,6 +20,9 @@ CHANNEL = "retold_log"
 """Where PostgreSQL notifies of a log that has grown."""
 
 
+_APPENDING = ("append", "create", "insert_event")
+
+
 def _json_array(ids: list[str]) -> object:
     return msgspec.json.encode(ids).decode()
 
@@ -55,7 +58,8 @@ class Dialect:
     `append` writes one change and returns whether it did: False means that nothing was written,
     because the version, the entity or the key was not as expected. `many_ids` turns ids into the
     one parameter that stands for them. `key` gives the parameters that stand for an entity: MySQL's
-    queries take the id twice, to find it by the index and then to compare it by bytes.
+    queries take the id twice, to find it by the index and then to compare it by bytes. `appending`
+    are the statements that write events.
     """
 
     name: str
@@ -66,6 +70,7 @@ class Dialect:
     append: Callable[[Mapping[str, str], Append, bool], Plan[bool]]
     many_ids: Callable[[list[str]], object]
     key: Callable[[str, str], tuple[str, ...]]
+    appending: frozenset[str]
 
     def bare(self, table: str) -> str:
         """A table's name without schema and quotes."""
@@ -74,15 +79,6 @@ class Dialect:
     def quoted(self, name: str) -> str:
         quote = _KINDS[self.name].quote
         return f"{quote}{self.prefix}{name}{quote}"
-
-    @property
-    def appending(self) -> frozenset[str]:
-        """The statements that write events."""
-        return frozenset(
-            sql
-            for name, sql in self.queries.items()
-            if name.startswith(("append", "create")) or name == "insert_event"
-        )
 
     @property
     def create_schema(self) -> str:
@@ -122,6 +118,7 @@ def dialect_for(url: DatabaseURL) -> Dialect:
         kind.append,
         kind.many_ids,
         kind.key,
+        frozenset(sql for name, sql in queries.items() if name.startswith(_APPENDING)),
     )
 
 

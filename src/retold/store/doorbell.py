@@ -18,18 +18,20 @@ class Doorbell:
     """Every commit of a connection rings, so that a driver need not look for what a plan did."""
 
     def __init__(self) -> None:
-        self.listeners: weakref.WeakSet[threading.Event] = weakref.WeakSet()
+        self.listeners: tuple[weakref.ref[threading.Event], ...] = ()
+        """Some may be gone; a tuple, because most rings find nobody there."""
         self._lock = threading.Lock()
 
     def listen(self, event: threading.Event) -> None:
         """Set `event` at every ring, for as long as the event lives."""
         with self._lock:
-            # A new set: somebody may be ringing through the old one.
-            self.listeners = weakref.WeakSet((*self.listeners, event))
+            living = [listener for listener in self.listeners if listener() is not None]
+            self.listeners = (*living, weakref.ref(event))
 
     def ring(self) -> None:
         for listener in self.listeners:
-            listener.set()
+            if (event := listener()) is not None:
+                event.set()
 
 
 _doorbells: dict[tuple[int, str], Doorbell] = {}

@@ -262,7 +262,7 @@ class Verbs(Reading[A]):
         state = loaded.state
         bound = state._bound
         result = command(state, *args, **kwargs)
-        if inspect.isawaitable(result):
+        if result is not None and inspect.isawaitable(result):
             if inspect.iscoroutine(result):
                 result.close()
             raise UsageError(
