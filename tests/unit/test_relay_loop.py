@@ -148,6 +148,19 @@ def test_what_interrupted_a_first_start_may_have_set_the_database_back(
     assert world.broker.ids() == published
 
 
+def test_a_resync_stops_at_a_database_that_lost_what_is_published(world: World) -> None:
+    """Also where it has a log of its own by now, whose positions tell nothing."""
+    lost, kept = world.write("ann"), world.write("bob")
+    world.run()
+    world.execute("DELETE FROM events WHERE event_id = ?", lost)
+    world.write("eve")
+    with pytest.raises(LogRewound, match=lost):
+        world.run(choices=Choices(resync=True))
+    assert sorted(world.broker.ids()) == sorted([lost, kept])
+    with pytest.raises(LogRewound, match=lost):
+        world.run(choices=Choices(resync=True))
+
+
 def test_a_first_start_that_was_interrupted_does_not_go_on_with_another_log(log: World) -> None:
     log.write("ann")
     with pytest.raises(Crash):

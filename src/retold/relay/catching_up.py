@@ -16,10 +16,10 @@ away: a transaction is in the log a moment before others see it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Generator, Iterable, Iterator
+from typing import TYPE_CHECKING, Literal
 
-from retold.errors import EventsOutOfOrder
+from retold.errors import EventsOutOfOrder, LogRewound
 from retold.relay.known import KnownIds, KnownUntil
 from retold.relay.wire import events_in, records, topic_name
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from retold.relay.table import Table
     from retold.relay.wire import PublishedEvent
 
+Lost = Literal["trust", "stop", "list"]
+"""What to do about events that Kafka holds and the table does not: trust that there are none, stop
+before anything is published, or list them and go on."""
 _NAMED = 20
 """How many holes are named in the log."""
 _log = logging.getLogger("retold.relay")
@@ -46,14 +49,15 @@ class CatchUp:
         table: Table,
         *,
         fill_holes: bool,
-        accept_rewind: bool = False,
+        lost: Lost = "trust",
         progress: Progress,
     ) -> None:
         self._source = source
         self._topics = topics
         self._table = table
         self._fill_holes = fill_holes
-        self._accept_rewind = accept_rewind
+        self._lost: Lost = lost
+        self._first_lost: PublishedEvent | None = None
         self._progress = progress
         self.end: Position | None = None
         """Where the log ended when the view of the table was made; None before."""
@@ -61,11 +65,9 @@ class CatchUp:
         self._count = 0
         self._known = KnownIds()
 
-    def rows(self, topics: Iterable[str]) -> Generator[list[Record]]:
+    def rows(self) -> Generator[list[Record]]:
         """The records to publish, in order. Some at a time, and none now and then, so that the
-        caller can look around. topics: further ones that may hold events."""
-        types = self._table.entity_types()
-        yield from self._read_topics({*topics, *map(topic_name, types)})
+        caller can look around. The topics have been read before."""
         known, progress = self._known, self._progress
         with self._table.view() as view:
             self.end = self._source.now()
@@ -82,8 +84,13 @@ class CatchUp:
                 known.add(row[0] for row in page)
                 progress.fraction = share(first, page[-1][0], last)
 
-    def _read_topics(self, topics: Iterable[str]) -> Generator[list[Record]]:
-        for some in self._topics.read(topics):
+    def read_topics(self, topics: Iterable[str]) -> Iterator[None]:
+        """Learn what Kafka holds, in steps. topics: further ones that may hold events.
+
+        Raises LogRewound where it holds what the table has lost.
+        """
+        types = self._table.entity_types()
+        for some in self._topics.read({*topics, *map(topic_name, types)}):
             found: list[PublishedEvent] = []
             for record in some:
                 try:
@@ -93,26 +100,34 @@ class CatchUp:
                     _log.warning("%s holds no event: %s", place, error)
                 else:
                     found += events
-            if self._accept_rewind and found:
+            if self._lost != "trust" and found:
                 found = self._without_lost(found)
             self._known.add_published(map(_who, found))
-            yield []
+            yield
+        lost, first = self._progress.counts["lost"], self._first_lost
+        if first is not None and self._lost == "stop":
+            raise LogRewound(
+                f"of what Kafka holds the table lacks {lost} events, the first is {first.id} "
+                f"({first.eventType} of {first.entityType} {first.entityId!r})"
+            )
         if self._known.count:
             _log.info("Kafka holds %d events already", self._known.count)
 
     def _without_lost(self, found: list[PublishedEvent]) -> list[PublishedEvent]:
-        """Leave out, and list, what the database has no more: what comes after it is in order."""
+        """Leave out what the database has no more: what comes after it is in order."""
         there = self._table.existing([event.id for event in found])
         for event in found:
             if event.id not in there:
+                self._first_lost = self._first_lost or event
                 self._progress.counts["lost"] += 1
-                _log.warning(
-                    "event %s (%s of %s %s) is in Kafka, and the database has lost it",
-                    event.id,
-                    event.eventType,
-                    event.entityType,
-                    event.entityId,
-                )
+                if self._lost == "list":
+                    _log.warning(
+                        "event %s (%s of %s %s) is in Kafka, and the database has lost it",
+                        event.id,
+                        event.eventType,
+                        event.entityType,
+                        event.entityId,
+                    )
         return [event for event in found if event.id in there]
 
     def _note(self, holes: list[Row]) -> None:

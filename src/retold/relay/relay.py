@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -23,13 +23,12 @@ from retold.errors import (
     Fenced,
     LeadershipLost,
     LogPurged,
-    LogReplaced,
     PositionMissing,
     PositionUnreadable,
     RetoldError,
     TopicChanged,
 )
-from retold.relay.catching_up import CatchUp
+from retold.relay.catching_up import CatchUp, Lost
 from retold.relay.positions import Checkpoint, decode_checkpoint, encode_checkpoint
 from retold.relay.reader import Reader
 from retold.relay.wire import topic_name
@@ -166,20 +165,14 @@ class Relay:
     # --- a first start, a resync -----------------------------------------------------------------
 
     def _check_not_set_back(self, checkpoint: Checkpoint | None) -> None:
-        """Catching up needs no log from a position on, but what is published must not be lost.
+        """Catching up anew needs no log from a position on, but it goes on with the log it began with.
 
-        Raises LogRewound, and without a resync LogReplaced: an interrupted catching up goes on with
-        the log it began with.
+        A resync compares what Kafka holds with the table instead. Raises LogRewound, LogReplaced.
         """
-        if checkpoint is None or self._choices.accept_rewind:
+        if checkpoint is None or self._choices.resync:
             return
-        try:
+        with suppress(LogPurged):
             self._source.check(checkpoint.catching_up or checkpoint.position)
-        except LogPurged:
-            pass
-        except LogReplaced:
-            if not self._choices.resync:
-                raise
 
     def _catch_up(self, checkpoint: Checkpoint | None, stop: threading.Event) -> None:
         self._progress.role = "catching up"
@@ -187,8 +180,13 @@ class Relay:
             if checkpoint is None and not self._choices.resync:
                 self._check_first_start()
             position = self._source.now()
+            # Before anything is saved: what stops here must be found again by the next start.
+            for _ in catching_up.read_topics(self._partitions):
+                self._leadership.check()
+                if stop.is_set():
+                    return
             self._save(position, [], position)
-            with closing(catching_up.rows(self._partitions)) as parts:
+            with closing(catching_up.rows()) as parts:
                 for part in parts:
                     self._leadership.check()
                     if stop.is_set():
@@ -200,12 +198,14 @@ class Relay:
             self._follow(position, stop, catching_up)
 
     def _new_catch_up(self) -> CatchUp:
+        # A resync may be one on another log, whose positions tell nothing of what was lost.
+        lost: Lost = "stop" if self._choices.resync else "trust"
         return CatchUp(
             self._source,
             self._topics,
             self._table,
             fill_holes=self._choices.fill_holes,
-            accept_rewind=self._choices.accept_rewind,
+            lost="list" if self._choices.accept_rewind else lost,
             progress=self._progress,
         )
 
