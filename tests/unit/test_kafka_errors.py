@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -123,3 +125,33 @@ def test_no_secret_gets_into_an_error(setting: str) -> None:
 def test_publishing_needs_an_epoch() -> None:
     with pytest.raises(BrokerUnavailable, match="no epoch"):
         KafkaPublisher("bank", _NOWHERE).publish([], b"{}")
+
+
+_COLLECTED_IN_THE_CLIENT_S_THREAD = """
+import gc, time
+from confluent_kafka import TopicCollection
+from retold.brokers.kafka_cluster import Cluster
+
+gc.disable()
+cluster = Cluster("127.0.0.1:1", {}, 1.0, None)
+cluster.admin().describe_topics(TopicCollection(["bank.Account"]), request_timeout=0.5)
+cluster.itself = cluster
+del cluster
+gc.set_threshold(1, 1, 1)
+gc.enable()
+time.sleep(1.5)  # meanwhile the request fails, in the client's thread
+gc.collect()
+print("alive")
+"""
+
+
+def test_a_client_is_never_ended_in_its_own_thread() -> None:
+    """librdkafka ends the process then; the garbage collector runs wherever something is made."""
+    done = subprocess.run(
+        [sys.executable, "-c", _COLLECTED_IN_THE_CLIENT_S_THREAD],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "alive\n", done.stderr

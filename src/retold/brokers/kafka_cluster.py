@@ -12,7 +12,8 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from importlib import import_module
 from typing import Any, TypeVar
@@ -138,6 +139,17 @@ _client_log = logging.getLogger("retold.kafka.client")
 _client_log.addFilter(_Repetitions())
 
 
+_retired: list[Any] = []
+"""Administrators' clients whose owners are gone, to be ended by the next call of anybody's.
+
+The garbage collector may run in a client's own thread, and a client that ends there ends the process.
+"""
+
+
+def _nothing() -> None:
+    pass
+
+
 class Patience:
     """How long to wait: until some time has passed, or the process is told to stop."""
 
@@ -174,6 +186,7 @@ class Cluster:
         self._seconds = patience
         self._stop = stop or threading.Event()
         self._admin: Any = None
+        self._retire: Callable[[], object] = _nothing
         self._trouble = ""
 
     def patience(self, seconds: float | None = None, grace: float = 0.0) -> Patience:
@@ -195,16 +208,32 @@ class Cluster:
             )
 
     def admin(self) -> Any:
+        """The administrator's client, the same one until `forget_admin`."""
+        _retired.clear()
         if self._admin is None:
             with self.translating("the settings"):
                 self._admin = admin_api.AdminClient(
                     {**self._own(), **self._shared(), **self._common()}, logger=_client_log
                 )
+            self._retire = weakref.finalize(self, _retired.append, self._admin)
         self._admin.poll(0)
         return self._admin
 
+    def forget_admin(self) -> None:
+        """End the administrator's client; calls that wait for an answer of its get none."""
+        self._admin = None
+        self._retire()
+        _retired.clear()
+
     def _common(self) -> dict[str, Any]:
-        return {"bootstrap.servers": self._bootstrap, "error_cb": self._note}
+        # Weak: a client that refers to its owner would have to be found by the garbage collector.
+        note = weakref.WeakMethod(self._note)
+
+        def call(error: KafkaError) -> None:
+            if (method := note()) is not None:
+                method(error)
+
+        return {"bootstrap.servers": self._bootstrap, "error_cb": call}
 
     def _own(self) -> dict[str, Any]:
         # Back soon after the broker is.
@@ -322,7 +351,7 @@ class Cluster:
             except KafkaException as error:
                 # The leader of a new partition may not know yet that it leads, and after an election
                 # librdkafka goes on asking with what it knew before: a new client asks anew.
-                self._admin = None
+                self.forget_admin()
                 failure = self.failure(error.args[0], _LISTING)
                 passing = isinstance(failure, BrokerUnavailable) or error.args[0].code() in NO_TOPIC
                 if not passing or patience.ended():
