@@ -166,7 +166,7 @@ def test_a_chunk_is_bounded_in_rows_and_bytes(source: PollingSource, database: D
 
     database.write(*(f"{number:05}" for number in range(1_500)))
     assert [read(), read()] == [1_000, 500]
-    database.write(*(f"{number:05}" for number in range(2_000, 2_012)), data="x" * 900_000)
+    database.write(*(f"{number:05}" for number in range(2_000, 2_012)), data="x" * 450_000)
     assert [read(), read(), read()] == [4, 4, 4]
     database.write("3000", data="x" * 5_000_000)
     assert read() == 1

@@ -79,7 +79,7 @@ def test_a_result_has_rows_and_a_count(connect: Connect) -> None:
             Statement("SELECT n FROM t ORDER BY n"),
         ]
     )
-    assert (inserted.rows, inserted.rowcount) == ((), 2)
+    assert (list(inserted.rows), inserted.rowcount) == ([], 2)
     assert selected.rows == [(1,), (2,)]
 
 
