@@ -140,6 +140,82 @@ def test_a_step_that_was_broken_off_begins_again(kind: str, fresh_database: Fres
     assert handled == [7]
 
 
+def lose_the_trigger(url: str) -> None:
+    """As tools do that copy a table to change it."""
+    on = " ON events" if url.startswith("postgres") else ""
+    rows(url, f"DROP TRIGGER note_event{on}")
+
+
+@SERVERS
+def test_a_trigger_that_was_lost_is_noticed_and_made_anew(
+    kind: str, fresh_database: FreshDatabase
+) -> None:
+    url, handled = fresh_database(kind), list[int]()
+    with EventStore(url) as store:
+        store.migrate(subscriptions=True)
+        accounts = store.repository(Account)
+        ann = accounts.create(Account.credit, 0).id
+        store.drain(noting("letters", handled))
+        accounts.update(ann, Account.credit, 1)  # noted, and not numbered yet
+        lose_the_trigger(url)
+        accounts.update(ann, Account.credit, 2)
+        with pytest.raises(LogMissing, match="trigger"):
+            store.drain(noting("letters", handled))
+        assert store.migrate(subscriptions=True) == ["the trigger of the log for subscriptions"]
+        assert store.migrate(subscriptions=True) == []
+        accounts.update(ann, Account.credit, 3)
+        store.drain(noting("letters", handled))
+    assert handled == [0, 1, 2, 3]
+    check_log(url)
+
+
+@pytest.mark.parametrize("kind", ["mysql8", "mariadb"])
+def test_a_trigger_half_made_anew_is_made_whole(kind: str, fresh_database: FreshDatabase) -> None:
+    """Until what was missed is noted, nothing is numbered."""
+    url, handled = fresh_database(kind), list[int]()
+    with EventStore(url) as store:
+        store.migrate(subscriptions=True)
+        ann = store.repository(Account).create(Account.credit, 0).id
+        rows(url, "UPDATE numbering SET id = 2")
+        rows(url, "DELETE FROM unnumbered_events")  # as if it was missed
+        store.repository(Account).update(ann, Account.credit, 1)
+        with pytest.raises(LogMissing, match="broken off"):
+            store.drain(noting("letters", handled))
+        assert store.migrate(subscriptions=True) == ["the trigger of the log for subscriptions"]
+        store.drain(noting("letters", handled))
+    assert handled == [0, 1]
+    check_log(url)
+
+
+@POSTGRES
+def test_a_disabled_trigger_is_made_anew(kind: str, fresh_database: FreshDatabase) -> None:
+    url, handled = fresh_database(kind), list[int]()
+    with EventStore(url) as store:
+        store.migrate(subscriptions=True)
+        rows(url, "ALTER TABLE events DISABLE TRIGGER note_event")
+        store.repository(Account).create(Account.credit, 1)
+        with pytest.raises(LogMissing, match="trigger"):
+            store.drain(noting("letters", handled))
+        store.migrate(subscriptions=True)
+        store.drain(noting("letters", handled))
+    assert handled == [1]
+
+
+@SERVERS
+def test_an_event_that_is_far_behind_in_the_log_is_no_lost_one(
+    kind: str, fresh_database: FreshDatabase
+) -> None:
+    """A clock that ran ahead made the newest id a long time ago."""
+    url, handled = fresh_database(kind), list[int]()
+    with EventStore(url) as store:
+        store.migrate(subscriptions=True)
+        store.repository(Account).create(Account.credit, 1)
+        store.drain(noting("letters", handled))
+        rows(url, "UPDATE numbering SET last_position = last_position + 20000")
+        store.drain(noting("letters", handled))
+    assert handled == [1]
+
+
 @SERVERS
 def test_tables_of_somebody_else_are_left_alone(kind: str, fresh_database: FreshDatabase) -> None:
     url = fresh_database(kind)

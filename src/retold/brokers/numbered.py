@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from retold.brokers import leases
 from retold.brokers.base import Message
-from retold.brokers.numbered_log import PAGE, log_state, number, read_log
+from retold.brokers.numbered_log import PAGE, check_noted, log_state, number, read_log
 from retold.brokers.polling import PollingConsumer, Start
 from retold.brokers.shares import leave, renew_lease, save_positions, take_share
 from retold.errors import AssignmentLost, RetoldError
@@ -35,6 +35,8 @@ _LONG_S = 1.0
 _STANDBY_S = 0.25
 _SHARE_S = 1.0
 """How often members are counted by one that has its share."""
+_NOTED_S = 60.0
+"""How often it is made sure that the log gets every event."""
 _log = logging.getLogger("retold.subscriptions")
 
 
@@ -68,6 +70,7 @@ class NumberedConsumer(PollingConsumer):
         self._buffer: deque[Message] = deque()
         self._members = 1
         self._share_at = 0.0
+        self._noted_at = 0.0
         self._gap_s = _GAP_S[driver.dialect.name]
         self._next_pause = self._gap_s
         self._next_look = 0.0
@@ -177,6 +180,9 @@ class NumberedConsumer(PollingConsumer):
     # --- shares ----------------------------------------------------------------------------------
 
     def _take_share(self) -> None:
+        if time.monotonic() >= self._noted_at:
+            self._driver.run(check_noted(self._sql))
+            self._noted_at = time.monotonic() + _NOTED_S
         self._struck_off.clear()
         if passed := self._passed():
             self._keep(self._driver.run(save_positions(self._sql, self._name, self._me, passed)))

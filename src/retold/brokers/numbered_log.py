@@ -18,10 +18,12 @@ import msgspec
 from retold.brokers.base import Message
 from retold.brokers.polling import Start, id_since
 from retold.errors import LogMissing, SchemaMissing
-from retold.store.driver import Plan, Statement
+from retold.store.driver import Plan, Result, Statement
 
 PAGE = 1000
 """How many events are numbered at once."""
+_LOOKS = 3
+"""How often an event must be missing: MariaDB makes up what a statement sees while others commit."""
 
 Row = Sequence[Any]
 
@@ -54,22 +56,46 @@ def log_state(sql: Mapping[str, str]) -> Plan[LogState]:
         (found,) = yield [Statement(sql["log_state"])]
     except SchemaMissing as missing:
         raise LogMissing(missing.reason) from missing
+    return _state(found)
+
+
+def _state(found: Result) -> LogState:
     if not found.rows:
         raise LogMissing("the step that makes it was broken off")
     end, partitions, waiting = found.rows[0]
     return LogState(end, partitions, bool(waiting))
 
 
+def check_noted(sql: Mapping[str, str]) -> Plan[None]:
+    """Raises LogMissing where the newest event was never noted, because the trigger is gone.
+
+    Tools that copy a table to change it, and some backups, leave triggers behind.
+    """
+    event_id = ""
+    for _ in range(_LOOKS):
+        (newest,) = yield [Statement(sql["newest_event"])]
+        if not newest.rows:
+            return
+        (event_id,) = newest.rows[0]
+        (noted,) = yield [Statement(sql["is_noted"], (event_id, event_id))]
+        if noted.rows[0][0]:
+            return
+        (numbered,) = yield [Statement(sql["is_numbered"], (event_id,))]
+        if numbered.rows[0][0]:
+            return
+    raise LogMissing(f"the trigger that fills it is gone, and missed event {event_id}")
+
+
 def number(sql: Mapping[str, str]) -> Plan[Numbered]:
     """Give positions to a page of events, unless somebody else does at this moment.
 
-    No lock is held while the network or this process is waited for.
+    Raises LogMissing. No lock is held while the network or this process is waited for.
     """
     reads = [Statement(sql["log_state"])]
     if "unnumbered_before" in sql:
         reads.append(Statement(sql["unnumbered_before"], (PAGE,)))
     *reads_of, last = yield [*reads, Statement(sql["unnumbered"], (PAGE,))]
-    end, partitions, _ = reads_of[0].rows[0]
+    end, partitions, _ = _state(reads_of[0])
     rows = last.rows
     full = len(rows) == PAGE
     if len(reads_of) > 1:

@@ -103,6 +103,7 @@ def dialect_for(url: DatabaseURL) -> Dialect:
         "note_event_name": f"'{url.prefix}note_event'",
         "own_unnumbered": f"{q}{url.prefix}unnumbered_events{q}",
         "numbering_name": f"'{broker_tables['numbering']}'",
+        "events_name": f"'{tables['events']}'",
         "channel": f"'{CHANNEL}'",
         "schema": f"'{url.schema}'" if url.schema else kind.schema,
         "events_published_idx": f"{q}{url.prefix}events_published_idx{q}",

@@ -48,10 +48,33 @@ SELECT event_id FROM {events} WHERE event_id > %s AND event_id <= %s
 INSERT IGNORE INTO {numbering} (id, last_position, partitions) VALUES (1, 0, %s)
 
 -- broker_counter --
-SELECT partitions FROM {numbering}
+SELECT id FROM {numbering}
+
+-- broker_pause --
+-- With another id nobody numbers.
+UPDATE {numbering} SET id = 2
+
+-- broker_resume --
+UPDATE {numbering} SET id = 1
+
+-- newest_event --
+SELECT event_id FROM {events} ORDER BY event_id DESC LIMIT 1
+
+-- is_noted --
+-- Near the end of the log, where the newest event nearly always is: there is no index on its ids.
+SELECT EXISTS (SELECT 1 FROM {unnumbered_events} WHERE event_id = %s) OR EXISTS (
+SELECT 1 FROM {event_log} WHERE event_id = %s AND position > (SELECT max(last_position) - 10000 FROM {numbering}))
+
+-- is_numbered --
+SELECT EXISTS (SELECT 1 FROM {event_log} WHERE event_id = %s)
+
+-- broker_fill_missing --
+INSERT INTO {unnumbered_events} (event_id)
+SELECT e.event_id FROM {events} e LEFT JOIN {event_log} l ON l.event_id = e.event_id
+WHERE l.event_id IS NULL AND NOT EXISTS (SELECT 1 FROM {unnumbered_events} u WHERE u.event_id = e.event_id)
 
 -- log_state --
-SELECT last_position, partitions, EXISTS (SELECT 1 FROM {unnumbered_events}) FROM {numbering}
+SELECT last_position, partitions, EXISTS (SELECT 1 FROM {unnumbered_events}) FROM {numbering} WHERE id = 1
 
 -- unnumbered_before --
 SELECT event_id FROM {unnumbered_events} ORDER BY event_id LIMIT %s

@@ -59,7 +59,33 @@ SELECT max(event_id) FROM page
 INSERT INTO {numbering} (id, last_position, partitions) VALUES (1, 0, %s) ON CONFLICT DO NOTHING
 
 -- broker_counter --
-SELECT partitions FROM {numbering}
+SELECT id FROM {numbering}
+
+-- broker_trigger_exists --
+SELECT EXISTS (SELECT 1 FROM pg_trigger WHERE tgrelid = CAST({events_name} AS regclass)
+AND tgname = {note_event_name} AND tgenabled IN ('O', 'A'))
+
+-- broker_drop_trigger --
+DROP TRIGGER IF EXISTS {note_event} ON {events}
+
+-- broker_drop_function --
+DROP FUNCTION IF EXISTS @home@.{note_event}()
+
+-- newest_event --
+SELECT event_id FROM {events} ORDER BY event_id DESC LIMIT 1
+
+-- is_noted --
+-- Near the end of the log, where the newest event nearly always is: there is no index on its ids.
+SELECT EXISTS (SELECT 1 FROM {unnumbered_events} WHERE event_id = %s) OR EXISTS (
+SELECT 1 FROM {event_log} WHERE event_id = %s AND position > (SELECT max(last_position) - 10000 FROM {numbering}))
+
+-- is_numbered --
+SELECT EXISTS (SELECT 1 FROM {event_log} WHERE event_id = %s)
+
+-- broker_fill_missing --
+INSERT INTO {unnumbered_events} (event_id)
+SELECT e.event_id FROM {events} e LEFT JOIN {event_log} l ON l.event_id = e.event_id
+WHERE l.event_id IS NULL AND NOT EXISTS (SELECT 1 FROM {unnumbered_events} u WHERE u.event_id = e.event_id)
 
 -- begin --
 BEGIN ISOLATION LEVEL READ COMMITTED
