@@ -144,7 +144,7 @@ def test_a_password_that_must_be_escaped_is_told_how() -> None:
 def test_the_message_shows_the_url_without_its_password() -> None:
     with pytest.raises(InvalidURL) as caught:
         parse_url("oracle://ann:secret@h:1521/bank?a=b")
-    assert caught.value.url == "oracle://ann:***@h:1521/bank?a=b"
+    assert caught.value.url == "oracle:***@h:1521/bank?a=b"
 
 
 @pytest.mark.parametrize(
@@ -193,6 +193,7 @@ TEMPLATES = [
     SPECIAL,
 )
 @example("{scheme}://ann:{password}@h/bank", "mysql", "12?", "")
+@example("ann:{password}@h/bank", "mysql", "//", ":")
 @example("{scheme}://ann:{password}@h/bank", "postgresql", "@", "/a?b=c")
 @example("{scheme}://h/bank?user=ann&password={password}", "postgresql", "a@", "")
 def test_no_malformation_shows_the_password(

@@ -129,8 +129,10 @@ _ESCAPE = "write special characters as %40 (for @), %2F (/), %3A (:), %23 (#), %
 def _without_password(url: str) -> str:
     hidden = re.sub(r"(?i)(password|passwd|pwd|sslkey)=[^&]*", r"\1=***", url)
     if "@" in hidden:
-        # From the first colon behind the user to the last @: rather too much than too little.
-        return re.sub(r"^((?:[^:/]*://)?[^:]*:).*@", r"\1***@", hidden, flags=re.DOTALL)
+        # From the first colon behind the user to the last @: rather too much than too little. What
+        # stands before :// is a scheme only if it looks like one of ours: ann://x@h has no scheme.
+        known = r"^((?:\s*(?:sqlite|postgres|mysql|mariadb)[^:/]*://)?[^:]*:).*@"
+        return re.sub(known, r"\1***@", hidden, flags=re.DOTALL | re.IGNORECASE)
     # The @ was forgotten: what stands where a port would, and is none.
     return re.sub(
         r"^([^:/]*:(?!//)|[^:/]*://[^:/?#\[]*:(?!\d*(?:[/?#]|$))).*",
