@@ -11,7 +11,7 @@ import threading
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -254,7 +254,7 @@ def test_tables_and_migrations_are_looked_at(tmp_path: Path) -> None:
     assert wrong(look(url)) == {"polling index": "failed", "Kafka": "warning"}
     migrate(url, polling=True)
     assert wrong(look(url)) == {"Kafka": "warning"}
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("DELETE FROM retold_migrations")
     outcome, _, mend = look(url)["migrations"]
     assert outcome == "failed"
