@@ -1,4 +1,4 @@
-"""What a run of chaos is made of: writers of every kind, relays as processes, and dice.
+"""What a run of chaos is made of: writers of every kind, and dice.
 
 All that is decided by chance comes from one seed, which is printed: RETOLD_CHAOS_SEED=… does the
 same again, as far as the machine does.
@@ -11,16 +11,11 @@ import json
 import os
 import random
 import secrets
-import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
 
 import psycopg
 import pymysql
@@ -29,11 +24,10 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from retold import Aggregate, Event, EventStore, RetoldError, applies
 from tests.relay.logs import Event as Row
 from tests.relay.logs import Link
+from tests.relay.processes import PATIENCE_S
 
-PATIENCE_S = 60.0
 STOPPED_FOR_A_PERSON, LOST_THE_LOCK = 3, 4
 ODD = ("", "plain", "quote ' \" \\ \\n", "🎈 漢字 ß\u2028", "\x01\x1a\t\r\n%s{}", "x" * 3000)
-_ROOT = Path(__file__).parent.parent.parent
 _BROKEN = (pymysql.Error, psycopg.Error, sqlite3.OperationalError, RetoldError, OSError)
 
 
@@ -285,83 +279,6 @@ class Writers:
 
 
 # --- relays ---------------------------------------------------------------------------------------
-
-
-class Relay:
-    """`retold relay` as a process, started again and again. Its log is in `log`."""
-
-    def __init__(self, url: str, bootstrap: str, name: str, log: Path, *options: str) -> None:
-        self.log = log
-        self._arguments = ["--database", url, "--kafka", bootstrap, "--name", name, *options]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            self._process = _retold("relay", *self._arguments, cwd=self.log.parent, stderr=log)
-
-    def send(self, what: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(what)
-
-    def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-
-    def ended(self) -> int | None:
-        """The exit code, None while it runs."""
-        assert self._process is not None
-        return self._process.poll()
-
-    def wait(self) -> int:
-        assert self._process is not None
-        return self._process.wait(PATIENCE_S)
-
-    def end(self) -> None:
-        """Whatever it does, and whether it runs."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-    def stop(self) -> int:
-        """End it in order; its exit code."""
-        self.send(signal.SIGTERM)
-        return self.wait()
-
-    def check(self) -> None:
-        """Fail when it has ended."""
-        code = self.ended()
-        assert code is None, f"the relay ended with {code}:\n{self.last_words()}"
-
-    def last_words(self) -> str:
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
-
-
-def _retold(
-    *arguments: str, cwd: Path | None = None, stdout: int | None = None, stderr: Any = None
-) -> subprocess.Popen[bytes]:
-    environment = {key: text for key, text in os.environ.items() if not key.startswith("RETOLD_")}
-    environment["PYTHONPATH"] = f"{_ROOT / 'src'}:{_ROOT}"
-    return subprocess.Popen(
-        [sys.executable, "-m", "retold", *arguments],
-        env=environment,
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=stderr,
-    )
-
-
-def verify(url: str, bootstrap: str, patience: float = PATIENCE_S) -> dict[str, Any]:
-    """What `retold verify` says."""
-    where = ["--database", url, "--kafka", bootstrap]
-    process = _retold(
-        "verify", *where, "--json", "--patience", str(int(patience)), stdout=subprocess.PIPE
-    )
-    said, _ = process.communicate()
-    report: dict[str, Any] = json.loads(said)
-    assert process.returncode == (0 if report["sound"] else 1)
-    return report
 
 
 class Positions:

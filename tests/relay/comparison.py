@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -16,6 +18,8 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition, murmur2
 
 from tests.conformance.raw import rows
 
+_PATIENCE_S = 30.0
+_SILENCE_S = 3.0
 _COLUMNS = "event_id, event_type, event_data, entity_type, entity_id, metadata"
 
 
@@ -58,6 +62,10 @@ class Differences:
             parts.append(f"{len(found)} {kind.name}" + "".join(f"\n  {one}" for one in found[:5]))
         return "\n".join(parts)
 
+    def counts(self) -> dict[str, int]:
+        """How many there are of each kind that there is."""
+        return {kind.name: n for kind in fields(self) if (n := len(getattr(self, kind.name)))}
+
     def __bool__(self) -> bool:
         return any(getattr(self, kind.name) for kind in fields(self))
 
@@ -69,6 +77,11 @@ def compare(url: str, bootstrap: str) -> tuple[int, Differences]:
     return len(table), differences(table, read_topics(bootstrap, topics))
 
 
+def wrong(url: str, bootstrap: str) -> Differences:
+    """What is wrong with the topics of a table. Nobody may be writing meanwhile."""
+    return compare(url, bootstrap)[1]
+
+
 def read_table(url: str) -> list[Stored]:
     """Every event, each entity's in the order of its versions."""
     found = rows(url, f"SELECT {_COLUMNS} FROM events ORDER BY event_id")
@@ -76,7 +89,16 @@ def read_table(url: str) -> list[Stored]:
 
 
 def read_topics(bootstrap: str, topics: Iterable[str]) -> list[Found]:
-    """Every committed record, each partition's in order."""
+    """Every committed record, each partition's in order. A topic that is not there holds none."""
+    wanted = set(topics)
+    until = time.monotonic() + _PATIENCE_S
+    while (found := _read_topics(bootstrap, wanted)) is None:
+        assert time.monotonic() < until, "the topics have no end"
+    return found
+
+
+def _read_topics(bootstrap: str, topics: Collection[str]) -> list[Found] | None:
+    """None where it takes too long, as it may for a topic that is being made."""
     consumer = Consumer(
         {
             "bootstrap.servers": bootstrap,
@@ -86,26 +108,25 @@ def read_topics(bootstrap: str, topics: Iterable[str]) -> list[Found]:
             "enable.auto.commit": False,
         }
     )
-    counts: dict[str, int] = {}
-    for topic in topics:
-        # None where there is no such topic yet.
-        counts[topic] = len(consumer.list_topics(topic, timeout=30).topics[topic].partitions)
-    open_ = {(topic, number) for topic, count in counts.items() for number in range(count)}
-    consumer.assign([TopicPartition(topic, number, 0) for topic, number in open_])
     found: list[Found] = []
-    while open_:
-        for message in consumer.consume(1000, 0.02):
-            topic, partition = message.topic() or "", message.partition() or 0
-            error = message.error()
-            if error is not None:
-                assert error.code() == KafkaError._PARTITION_EOF, error
-                open_.discard((topic, partition))
-                continue
-            headers: Any = message.headers() or ()
-            key, value = message.key() or b"", message.value() or b""
-            found.append(Found(topic, partition, counts[topic], key, value, dict(headers)))
-    consumer.close()
-    return found
+    with closing(consumer):
+        known = consumer.list_topics(timeout=_PATIENCE_S).topics
+        counts = {topic: len(known[topic].partitions) for topic in topics if topic in known}
+        open_ = {(topic, number) for topic, count in counts.items() for number in range(count)}
+        consumer.assign([TopicPartition(topic, number, 0) for topic, number in open_])
+        heard = time.monotonic()
+        while open_ and time.monotonic() < heard + _SILENCE_S:
+            for message in consumer.consume(1000, 0.02):
+                heard = time.monotonic()
+                topic, partition = message.topic() or "", message.partition() or 0
+                error = message.error()
+                if error is None:
+                    headers: Any = message.headers() or ()
+                    key, value = message.key() or b"", message.value() or b""
+                    found.append(Found(topic, partition, counts[topic], key, value, dict(headers)))
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    open_.discard((topic, partition))
+    return None if open_ else found
 
 
 def differences(table: Iterable[Stored], records: Iterable[Found]) -> Differences:

@@ -1,4 +1,4 @@
-"""`retold relay` as a process, with what it says."""
+"""`retold relay` and `retold verify` as processes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import os
 import signal
 import subprocess
 import sys
-import threading
+import tempfile
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, contextmanager
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-PATIENCE_S = 40.0
+PATIENCE_S = 60.0
+_ROOT = Path(__file__).parent.parent.parent
 
 
 def eventually(what: Callable[[], bool], patience: float = PATIENCE_S) -> None:
@@ -26,30 +28,47 @@ def eventually(what: Callable[[], bool], patience: float = PATIENCE_S) -> None:
         time.sleep(0.02)
 
 
-class RelayProcess:
-    """A relay that runs; its log lines as they come."""
+class Relay:
+    """`retold relay` as a process, started again and again; what it says goes on in one place.
 
-    def __init__(self, url: str, kafka: str, *options: str, **environment: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "retold", "relay", *options],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            env=os.environ | {"RETOLD_DATABASE_URL": url, "RETOLD_KAFKA": kafka} | environment,
-            text=True,
+    log: the file for it; one that nobody sees without.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        kafka: str,
+        *options: str,
+        log: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._options = options
+        self._environment = {"RETOLD_DATABASE_URL": url, "RETOLD_KAFKA": kafka} | dict(
+            environment or {}
         )
-        self.output = ""
-        self._reading = threading.Thread(target=self._read, daemon=True)
-        self._reading.start()
+        self._log: IO[bytes] = log.open("w+b") if log else tempfile.TemporaryFile()  # noqa: SIM115
+        self._process: subprocess.Popen[bytes] | None = None
 
-    def _read(self) -> None:
-        assert self._process.stderr is not None
-        with self._process.stderr as output:
-            for line in output:
-                self.output += line
+    def start(self) -> None:
+        self._process = _retold(
+            "relay", *self._options, stderr=self._log, environment=self._environment
+        )
+
+    @property
+    def _started(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None
+        return self._process
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self._started.pid
+
+    # --- what it says
+
+    @property
+    def output(self) -> str:
+        size = os.fstat(self._log.fileno()).st_size
+        return os.pread(self._log.fileno(), size, 0).decode(errors="replace")
 
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.output.splitlines()]
@@ -59,46 +78,78 @@ class RelayProcess:
         eventually(lambda: text in self.output or not self.runs())
         assert text in self.output, self.output
 
+    def last_words(self) -> str:
+        return "\n".join(self.output.splitlines()[-15:])
+
+    # --- whether it runs
+
+    def code(self) -> int | None:
+        """The exit code, None while it runs."""
+        return self._started.poll()
+
     def runs(self) -> bool:
-        return self._process.poll() is None
+        return self.code() is None
+
+    def check(self) -> None:
+        """Fail when it has ended."""
+        code = self.code()
+        assert code is None, f"the relay ended with {code}:\n{self.last_words()}"
+
+    # --- its end
 
     def send(self, what: signal.Signals) -> None:
-        self._process.send_signal(what)
+        self._started.send_signal(what)
 
     def ends(self) -> int:
         """Wait for its end; its exit code."""
-        code = self._process.wait(PATIENCE_S)
-        self._reading.join()
-        return code
-
-    def kill(self) -> None:
-        self._process.kill()
-        self.ends()
+        return self._started.wait(PATIENCE_S)
 
     def terminate(self) -> int:
+        """End it in order; its exit code."""
         self.send(signal.SIGTERM)
         return self.ends()
 
+    def kill(self) -> None:
+        """Whatever it does, and whether it runs."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def close(self) -> None:
+        self.kill()
+        self._log.close()
+
 
 @contextmanager
-def relay(url: str, kafka: str, *options: str, **environment: str) -> Generator[RelayProcess]:
-    process = RelayProcess(url, kafka, *options, **environment)
-    try:
+def relay(url: str, kafka: str, *options: str, **environment: str) -> Generator[Relay]:
+    with closing(Relay(url, kafka, *options, environment=environment)) as process:
+        process.start()
         yield process
-    finally:
-        if process.runs():
-            process.kill()
 
 
 def verify(url: str, kafka: str, *options: str) -> dict[str, Any]:
     """What `retold verify --json` says, and its exit code as `code`."""
-    command = [sys.executable, "-m", "retold", "verify", "--database", url, "--kafka", kafka]
-    done = subprocess.run(
-        [*command, "--json", *options], capture_output=True, text=True, timeout=120, check=False
+    where = ("--database", url, "--kafka", kafka)
+    process = _retold("verify", *where, "--json", *options, stdout=subprocess.PIPE)
+    said, _ = process.communicate()
+    found: dict[str, Any] = json.loads(said)
+    return found | {"code": process.returncode}
+
+
+def _retold(
+    *arguments: str,
+    stdout: int | None = None,
+    stderr: IO[bytes] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    inherited = {key: text for key, text in os.environ.items() if not key.startswith("RETOLD_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "retold", *arguments],
+        env=inherited | {"PYTHONPATH": f"{_ROOT / 'src'}:{_ROOT}"} | dict(environment or {}),
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
     )
-    assert done.stdout, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found | {"code": done.returncode}
 
 
 def size(kafka: str, topic: str) -> int:

@@ -19,17 +19,10 @@ import pytest
 from confluent_kafka import murmur2
 
 from tests.integration.proxy import Proxy
-from tests.relay.chaos import (
-    LOST_THE_LOCK,
-    PATIENCE_S,
-    Positions,
-    Relay,
-    Writers,
-    new_dice,
-    verify,
-)
+from tests.relay.chaos import LOST_THE_LOCK, Positions, Writers, new_dice
 from tests.relay.comparison import Found, Stored, compare, differences
 from tests.relay.logs import KINDS, Log, Logs, event
+from tests.relay.processes import PATIENCE_S, Relay, verify
 from tests.rig import Kafka, Rig, Server
 from tests.rig.databases import query
 
@@ -70,7 +63,7 @@ def log(logs: Logs, kind: str, name: str) -> Iterator[Log]:
 
 def check_all(log: Log, bootstrap: str, relay: Relay) -> None:
     """Once the relay has come to the end, the topics hold what the table holds."""
-    report = verify(log.url, bootstrap)
+    report = verify(log.url, bootstrap, "--patience", str(int(PATIENCE_S)))
     assert report["sound"], f"{report}\n{relay.last_words()}"
     events, wrong = compare(log.url, bootstrap)
     assert not wrong, str(wrong)
@@ -94,7 +87,7 @@ def live_and_die(log: Log, bootstrap: str, folder: Path, kills: int) -> None:
     name = f"chaos-{secrets.token_hex(6)}"
     history = [event(f"old-{n % 50}", entity_type=name) for n in range(3000)]
     log.link().insert_many(history)  # so that it begins by catching up with the table
-    relay = Relay(log.url, bootstrap, name, folder / "relay.log")
+    relay = Relay(log.url, bootstrap, "--name", name, log=folder / "relay.log")
     positions = Positions(bootstrap, name)
     writers = Writers(log.url, name, dice)
     try:
@@ -107,10 +100,10 @@ def live_and_die(log: Log, bootstrap: str, folder: Path, kills: int) -> None:
         changes = writers.stop()
         assert changes > kills
         check_all(log, bootstrap, relay)
-        assert relay.stop() == 0
+        assert relay.terminate() == 0
     finally:
         writers.stop()
-        relay.end()
+        relay.close()
         positions.close()
 
 
@@ -169,10 +162,11 @@ class Storm:
             self._networks.append(database)
             url = database.url
         self.relays = [
-            Relay(url, bootstrap, self.name, folder / f"relay-{number}.log") for number in (1, 2)
+            Relay(url, bootstrap, "--name", self.name, log=folder / f"relay-{number}.log")
+            for number in (1, 2)
         ]
         for relay in self.relays:
-            stack.callback(relay.end)
+            stack.callback(relay.close)
             relay.start()
         self.positions = Positions(bootstrap, self.name)
         stack.callback(self.positions.close)
@@ -202,7 +196,7 @@ class Storm:
     def keep_up(self) -> None:
         """Start again what has ended, as whoever runs relays does."""
         for relay in self.relays:
-            code = relay.ended()
+            code = relay.code()
             if code is not None:
                 assert code in (LOST_THE_LOCK, -signal.SIGKILL), f"{code}: {relay.last_words()}"
                 relay.start()
@@ -284,7 +278,7 @@ def test_a_storm_loses_doubles_and_reorders_nothing(
         check_all(log, f"127.0.0.1:{kafka.proxy.port}", storm.relays[0])
         print(f"{happened} things happened")
         storm.keep_up()
-        assert [relay.stop() for relay in storm.relays] == [0, 0]
+        assert [relay.terminate() for relay in storm.relays] == [0, 0]
 
 
 @pytest.mark.soak

@@ -21,8 +21,9 @@ from retold.brokers.kafka import KafkaPublisher
 from retold.cli import main
 from retold.errors import Fenced
 from tests.conformance.raw import rows
-from tests.relay.comparing import NONE, Writer, difference, seen, writing
+from tests.relay.comparison import read_topics, wrong
 from tests.relay.processes import eventually, relay, size
+from tests.relay.writing import Writer, writing
 from tests.rig import GivenKafka, Kafka
 from tests.rig.databases import PASSWORD
 from tests.rig.process import free_port
@@ -48,7 +49,7 @@ def writer(url: str) -> Writer:
 
 def published(bootstrap: str, writer: Writer, count: int) -> Callable[[], bool]:
     topic = writer.topic
-    return lambda: size(bootstrap, topic) >= count and len(seen(bootstrap, topic)) >= count
+    return lambda: size(bootstrap, topic) >= count and len(read_topics(bootstrap, [topic])) >= count
 
 
 # --- signals -------------------------------------------------------------------------------------
@@ -67,7 +68,7 @@ def test_a_relay_that_is_told_to_stop_ends_with_0_in_seconds(
         assert time.monotonic() - began < 10
     # What was in hand is finished: nothing is open that would hide later events from readers.
     with relay(url, bootstrap) as process:
-        eventually(lambda: difference(url, bootstrap) == NONE)
+        eventually(lambda: not wrong(url, bootstrap))
         assert process.terminate() == 0
 
 
@@ -76,9 +77,9 @@ def test_it_can_be_stopped_while_it_catches_up(url: str, bootstrap: str, writer:
     with relay(url, bootstrap) as process:
         eventually(lambda: size(bootstrap, writer.topic) > 1_000)
         assert process.terminate() == 0
-    assert difference(url, bootstrap).lost > 0, "it had come to its end already"
+    assert wrong(url, bootstrap).lost, "it had come to its end already"
     with relay(url, bootstrap):
-        eventually(lambda: difference(url, bootstrap) == NONE)
+        eventually(lambda: not wrong(url, bootstrap))
 
 
 def test_a_second_relay_stands_by_and_takes_over(url: str, bootstrap: str, writer: Writer) -> None:
@@ -87,11 +88,11 @@ def test_a_second_relay_stands_by_and_takes_over(url: str, bootstrap: str, write
         with relay(url, bootstrap) as second:
             second.says("standing by")
             first.kill()
-            before = len(seen(bootstrap, writer.topic))
+            before = len(read_topics(bootstrap, [writer.topic]))
             eventually(published(bootstrap, writer, before + 50), 10)
             assert second.terminate() == 0
     with relay(url, bootstrap):
-        eventually(lambda: difference(url, bootstrap) == NONE)
+        eventually(lambda: not wrong(url, bootstrap))
 
 
 def test_a_relay_of_another_name_that_polls_the_same_table_stands_by(
@@ -112,7 +113,7 @@ def test_what_a_person_has_to_decide_ends_it_with_3(
 ) -> None:
     writer.write(3)
     with relay(url, bootstrap) as process:
-        eventually(lambda: difference(url, bootstrap) == NONE)
+        eventually(lambda: not wrong(url, bootstrap))
         assert process.terminate() == 0
     with relay(url, bootstrap, "--name", secrets.token_hex(4)) as process:
         assert process.ends() == 3
@@ -120,7 +121,7 @@ def test_what_a_person_has_to_decide_ends_it_with_3(
         assert last["level"] == "error"
         assert "holds no position" in last["message"]
         assert "retold relay --resync" in last["message"]
-    assert difference(url, bootstrap) == NONE
+    assert not wrong(url, bootstrap)
 
 
 def test_a_table_without_the_index_for_polling_ends_it_with_3(
@@ -156,13 +157,13 @@ def test_a_frozen_leader_that_wakes_makes_nothing_visible(
         eventually(published(bootstrap, writer, 20))
         first.send(signal.SIGSTOP)
         with relay(url, bootstrap, "--source", "polling") as second:
-            before = len(seen(bootstrap, writer.topic))
+            before = len(read_topics(bootstrap, [writer.topic]))
             eventually(published(bootstrap, writer, before + 50))
             first.send(signal.SIGCONT)
             assert first.ends() == 4
             assert second.terminate() == 0
     with relay(url, bootstrap, "--source", "polling"):
-        eventually(lambda: difference(url, bootstrap) == NONE)
+        eventually(lambda: not wrong(url, bootstrap))
 
 
 def test_a_relay_that_was_fenced_and_still_leads_goes_on(
@@ -181,7 +182,7 @@ def test_a_relay_that_was_fenced_and_still_leads_goes_on(
         other.close()
         process.says("Another relay of this name")
         assert process.terminate() == 0
-    assert difference(url, bootstrap) == NONE
+    assert not wrong(url, bootstrap)
 
 
 @pytest.mark.parametrize(
@@ -239,15 +240,15 @@ def test_from_now_leaves_history_out_and_nothing_else(
         writer.write(3)
         eventually(published(bootstrap, writer, 3))
         assert process.terminate() == 0
-    assert difference(url, bootstrap).lost == 2_500
-    assert len(seen(bootstrap, writer.topic)) == 3
+    assert wrong(url, bootstrap).counts() == {"lost": 2_500}
+    assert len(read_topics(bootstrap, [writer.topic])) == 3
 
 
 def test_passwords_are_never_shown(writer: Writer, bootstrap: str) -> None:
     """Neither the database's nor Kafka's, whatever goes wrong with them."""
     secret = "s3cr3t/@:"
-    wrong = f"postgresql://ann:s3cr3t%2F%40%3A@127.0.0.1:{free_port()}/bank"
-    with relay(wrong, bootstrap, "--name", "x") as process:
+    away = f"postgresql://ann:s3cr3t%2F%40%3A@127.0.0.1:{free_port()}/bank"
+    with relay(away, bootstrap, "--name", "x") as process:
         process.says("cannot")
         assert process.terminate() == 0
         shown = process.output

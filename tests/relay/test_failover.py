@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,9 +18,11 @@ import pytest
 from confluent_kafka import Producer
 
 from retold import EventStore
-from tests.relay.chaos import PATIENCE_S, STOPPED_FOR_A_PERSON, Relay
+from retold.cli import main
+from tests.relay.chaos import STOPPED_FOR_A_PERSON
 from tests.relay.comparison import compare, read_topics
 from tests.relay.logs import Event, Link, event, wait_until
+from tests.relay.processes import PATIENCE_S, Relay
 from tests.rig import GivenKafka, Kafka, MariaDB, MySQL, Postgres, Private
 from tests.rig.databases import PASSWORD, USER, query, with_parts
 
@@ -61,8 +64,8 @@ class Case:
 
     def relay(self, server: Private) -> Relay:
         log = self._folder / f"relay-{server.port}-{secrets.token_hex(2)}.log"
-        relay = Relay(self.url(server), self._kafka.url, self.name, log)
-        self._stack.callback(relay.end)
+        relay = Relay(self.url(server), self._kafka.url, "--name", self.name, log=log)
+        self._stack.callback(relay.close)
         relay.start()
         return relay
 
@@ -79,7 +82,7 @@ class Case:
     def check_it_stops(self, server: Private) -> None:
         """A relay stops because the server lacks what was published."""
         relay = self.relay(server)
-        assert relay.wait() == STOPPED_FOR_A_PERSON
+        assert relay.ends() == STOPPED_FOR_A_PERSON
         assert "set back" in relay.last_words()
         assert "--accept-rewind" in relay.last_words()
 
@@ -99,7 +102,7 @@ class Case:
         relay = self.relay(server)
         wait_until(self._follows_the_log)
         self.check(server, relay)
-        assert relay.stop() == 0
+        assert relay.terminate() == 0
 
     def _follows_the_log(self) -> bool:
         """Whether its position is not that of a first start any more."""
@@ -128,14 +131,15 @@ class Pair:
     stop = "STOP REPLICA"
     forget = "RESET REPLICA ALL"
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
+        """options: of the replica."""
         gtids = ("--gtid-mode=ON", "--enforce-gtid-consistency=ON")
         self.primary: Private = MySQL(*gtids)
-        self.replica: Private = MySQL(*gtids, "--server-id=2")
+        self.replica: Private = MySQL(*gtids, "--server-id=2", *options)
 
     def begin(self) -> None:
-        self.primary.start()
-        self.replica.start()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Private.start, (self.primary, self.replica)))
         query(self.primary.url, f"GRANT REPLICATION SLAVE ON *.* TO '{USER}'@'%'")
         login = {"port": self.primary.port, "user": USER, "password": PASSWORD}
         query(
@@ -177,14 +181,24 @@ class MariaDBPair(Pair):
     stop = "STOP SLAVE"
     forget = "RESET SLAVE ALL"
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
         self.primary = MariaDB("--log-slave-updates")
-        self.replica = MariaDB("--log-slave-updates", "--server-id=2")
+        self.replica = MariaDB("--log-slave-updates", "--server-id=2", *options)
 
 
 @pytest.fixture
 def pair(kind: str) -> Iterator[Pair]:
-    pair = Pair() if kind == "mysql8" else MariaDBPair()
+    yield from begun(Pair() if kind == "mysql8" else MariaDBPair())
+
+
+@pytest.fixture
+def deaf_pair(kind: str) -> Iterator[Pair]:
+    """A pair whose replica does not log what it replicates."""
+    silent = "--skip-log-slave-updates"
+    yield from begun(Pair(silent) if kind == "mysql8" else MariaDBPair(silent))
+
+
+def begun(pair: Pair) -> Iterator[Pair]:
     try:
         pair.begin()
         yield pair
@@ -227,6 +241,30 @@ def test_a_relay_stops_where_the_replica_lost_what_was_published(
     case.write(pair.replica, some(case.name, 10))
     case.check_it_stops(pair.replica)
     case.check_it_stops_in_a_first_start(pair.replica)
+
+
+@both_kinds
+def test_a_replica_that_does_not_log_what_it_replicates_is_refused(
+    case: Case, deaf_pair: Pair, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    primary, replica = deaf_pair.primary, deaf_pair.replica
+    case.make_database(primary)
+    deaf_pair.wait_until_the_replica_has(0, case.url)
+    looked_at = "log_slave_updates" if kind == "mariadb" else "log_replica_updates"
+
+    def look(server: Private) -> dict[str, dict[str, str]]:
+        main(["doctor", "--database", case.url(server), "--json"])
+        return {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+
+    check = look(replica)[looked_at]
+    assert check["outcome"] == "failed"
+    assert f"--{looked_at.replace('_', '-')}" in check["mend"]
+    relay = case.relay(replica)
+    assert relay.ends() == STOPPED_FOR_A_PERSON
+    assert looked_at in relay.last_words()
+    # It has become a primary, and its own changes are in its log.
+    deaf_pair.promote()
+    assert look(replica)[looked_at]["outcome"] == "ok"
 
 
 # --- PostgreSQL -----------------------------------------------------------------------------------

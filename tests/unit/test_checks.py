@@ -20,6 +20,7 @@ from retold.relay.sources.binlog_checks import (
     compression_checks,
     engine_check,
     filter_check,
+    replica_check,
     settings_checks,
 )
 from retold.relay.sources.wal_checks import server_checks, slot_checks, slot_room
@@ -107,6 +108,15 @@ def test_a_server_as_it_should_be_has_nothing_to_mend() -> None:
 )
 def test_each_setting_is_looked_at(setting: str, value: str, outcome: str) -> None:
     assert outcomes(settings_checks({**_MYSQL, setting: value})) == {setting: outcome}
+
+
+@pytest.mark.parametrize("name", ["log_replica_updates", "log_slave_updates"])
+def test_a_server_must_log_what_it_gets_from_others(name: str) -> None:
+    primary, replica = {**_MYSQL, name: "OFF"}, {**_MYSQL, name: "ON"}
+    assert outcomes([replica_check(primary), replica_check(replica, follows=True)]) == {}
+    assert outcomes([replica_check(primary, follows=True)]) == {name: "failed"}
+    assert outcomes([replica_check({**primary, "wsrep_on": "ON"})]) == {name: "failed"}
+    assert f"--{name.replace('_', '-')}" in replica_check(primary, follows=True).mend
 
 
 @pytest.mark.parametrize(

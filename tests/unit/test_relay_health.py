@@ -92,11 +92,43 @@ def test_metrics_tell_counts_and_role(port: int, progress: Progress) -> None:
         'retold_relay_transactions_total{relay="bank"} 2.0',
         'retold_relay_fences_total{relay="bank"} 1.0',
         'retold_relay_reconnects_total{relay="bank"} 0.0',
-        'retold_relay_batch_events{relay="bank"} 5.0',
         'retold_relay_role{relay="bank",role="leading"} 1.0',
         'retold_relay_role{relay="bank",role="standby"} 0.0',
     ):
         assert line in lines
+
+
+def test_metrics_tell_how_large_batches_were_and_how_long_transactions_took(
+    port: int, progress: Progress
+) -> None:
+    for events in (1, 7, 9, 700, 20_000, 0):  # the last one saves a position only
+        progress.add(events, PollingPosition("t"), 0, time.monotonic() - 0.3)
+    lines = get(port, "/metrics")[1].splitlines()
+    for line in (
+        'retold_relay_batch_events_bucket{le="1",relay="bank"} 1.0',
+        'retold_relay_batch_events_bucket{le="10",relay="bank"} 3.0',
+        'retold_relay_batch_events_bucket{le="5000",relay="bank"} 4.0',
+        'retold_relay_batch_events_bucket{le="+Inf",relay="bank"} 5.0',
+        'retold_relay_batch_events_count{relay="bank"} 5.0',
+        'retold_relay_batch_events_sum{relay="bank"} 20717.0',
+        'retold_relay_transaction_seconds_bucket{le="0.25",relay="bank"} 0.0',
+        'retold_relay_transaction_seconds_bucket{le="60",relay="bank"} 6.0',
+        'retold_relay_transaction_seconds_count{relay="bank"} 6.0',
+    ):
+        assert line in lines
+
+
+def test_bytes_behind_are_told_where_they_are_known(port: int, progress: Progress) -> None:
+    assert "retold_relay_lag_bytes{" not in get(port, "/metrics")[1]
+    progress.behind = 4_200_000
+    assert 'retold_relay_lag_bytes{relay="bank"} 4.2e+06' in get(port, "/metrics")[1]
+    assert health(port)[1]["lag_bytes"] == 4_200_000
+
+
+def test_metrics_tell_that_something_is_away(port: int, progress: Progress) -> None:
+    assert 'retold_relay_failing{relay="bank"} 0.0' in get(port, "/metrics")[1]
+    progress.error = "Kafka cannot be reached"
+    assert 'retold_relay_failing{relay="bank"} 1.0' in get(port, "/metrics")[1]
 
 
 def test_other_paths_are_not_found(port: int) -> None:

@@ -91,6 +91,14 @@ class TopicReader(Protocol):
         """The number of partitions of each topic that exists."""
         ...
 
+    def offsets_at(self, topics: Iterable[str], time: int) -> dict[tuple[str, int], int]:
+        """(topic, partition) → an offset before which all records are older than a time.
+
+        time: in milliseconds since the epoch, as the records have it: when they were handed to
+        Kafka, or appended to the topic if it is set so.
+        """
+        ...
+
 
 class Publisher(Protocol):
     """Publishes for one relay. Used by one thread."""

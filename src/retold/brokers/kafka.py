@@ -89,11 +89,21 @@ class KafkaTopics:
     def partitions(self, topics: Iterable[str]) -> dict[str, int]:
         return self._cluster.partitions(topics, self._cluster.patience())
 
+    def offsets_at(self, topics: Iterable[str], time: int) -> dict[Place, int]:
+        places = self._places(topics)
+        # In this order: what comes between the two answers is no older.
+        ends = self._cluster.offsets(places, admin_api.OffsetSpec.latest())
+        found = self._cluster.offsets(places, admin_api.OffsetSpec.for_timestamp(time))
+        return {place: end if found[place] < 0 else found[place] for place, end in ends.items()}
+
+    def _places(self, topics: Iterable[str]) -> list[Place]:
+        counts = self.partitions(topics)
+        return [(topic, number) for topic, count in counts.items() for number in range(count)]
+
     def read(
         self, topics: Iterable[str], behind: Mapping[Place, int] | None = None
     ) -> Iterator[Sequence[Published]]:
-        counts = self.partitions(topics)
-        places = [(topic, number) for topic, count in counts.items() for number in range(count)]
+        places = self._places(topics)
         ends = self._cluster.offsets(places, admin_api.OffsetSpec.latest())
         begins = self._cluster.offsets(places, admin_api.OffsetSpec.earliest())
         if behind:

@@ -14,8 +14,10 @@ from retold.cli.logs import start_logging
 from retold.cli.settings import Settings
 from retold.drivers import open_driver
 from retold.errors import InvalidValue, LeadershipLost, MissingExtra, RelayStopped
+from retold.relay.backlog import Backlog
 from retold.relay.doctor import refuse
 from retold.relay.leadership import DatabaseLeadership
+from retold.relay.positions import place_of
 from retold.relay.progress import Progress
 from retold.relay.relay import Choices, Parts, Relay
 from retold.relay.table import Table
@@ -154,6 +156,8 @@ def assemble(settings: Settings, stop: threading.Event, stack: ExitStack) -> tup
     )
     refuse(url, driver, kind, KafkaFacts(kafka, settings.kafka(), patience=5.0), name)
     progress = Progress(name)
+    if kind != "polling":
+        stack.enter_context(closing(Backlog(driver, progress)))
     if address := settings.text("listen"):
         from retold.relay.health import Health
 
@@ -229,14 +233,17 @@ def _showing(status: StatusLine, progress: Progress) -> Generator[None]:
 
 
 def _line(progress: Progress, rate: float) -> str:
+    behind = progress.behind
     parts = [f"{progress.name}: {progress.role}"]
     if progress.role == "catching up":
         parts.append(f"{progress.fraction:.0%}")
     parts += [
         f"{progress.counts['events']:,} events",
         f"{rate:,.0f}/s",
-        f"lag {progress.lag():.1f} s",
+        f"lag {progress.lag():.1f} s" + ("" if behind is None else f", {behind / 1e6:,.1f} MB"),
     ]
+    if progress.position is not None:
+        parts.append(f"at {place_of(progress.position)}")
     if progress.error:
         parts.append("waiting: " + progress.error)
     return " · ".join(parts)

@@ -6,6 +6,7 @@ import socket
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,11 +18,15 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
-    from retold.relay.progress import Progress
+    from retold.relay.progress import Histogram, Progress
 
 try:
     from prometheus_client import CollectorRegistry, generate_latest
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+    from prometheus_client.core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        HistogramMetricFamily,
+    )
     from prometheus_client.exposition import CONTENT_TYPE_LATEST
 except ImportError:
     raise MissingExtra("--listen", "prometheus_client", "relay") from None
@@ -52,6 +57,7 @@ class Metrics:
         relay = progress.name
         with progress.lock:
             counts = dict(progress.counts)
+            batches, seconds = progress.batches.copy(), progress.seconds.copy()
         for name, text in _COUNTERS.items():
             counter = CounterMetricFamily(f"retold_relay_{name}", text, labels=["relay"])
             counter.add_metric([relay], counts.get(name, 0))
@@ -64,14 +70,26 @@ class Metrics:
         yield role
         for name, text, value in (
             ("lag_seconds", "Age of the newest event published while others wait.", progress.lag()),
+            ("lag_bytes", "Bytes of the database's log behind the position.", progress.behind),
             ("caught_up", "1 when nothing waits.", float(progress.caught_up)),
-            ("batch_events", "Events in the last transaction.", progress.batch),
-            ("transaction_seconds", "How long the last transaction took.", progress.seconds),
+            ("failing", "1 while something is away and tried again.", float(bool(progress.error))),
             ("published_timestamp_seconds", "When the last one was committed.", progress.published),
         ):
             gauge = GaugeMetricFamily(f"retold_relay_{name}", text, labels=["relay"])
-            gauge.add_metric([relay], value)
+            if value is not None:
+                gauge.add_metric([relay], value)
             yield gauge
+        yield _histogram("batch_events", "Events in a transaction.", relay, batches)
+        yield _histogram("transaction_seconds", "How long a transaction took.", relay, seconds)
+
+
+def _histogram(name: str, text: str, relay: str, values: Histogram) -> Metric:
+    family = HistogramMetricFamily(f"retold_relay_{name}", text, labels=["relay"])
+    bounds = [*(f"{bound:g}" for bound in values.bounds), "+Inf"]
+    family.add_metric(
+        [relay], list(zip(bounds, accumulate(values.counts), strict=True)), values.sum
+    )
+    return family
 
 
 class _Server(ThreadingHTTPServer):
@@ -142,6 +160,7 @@ def health(progress: Progress) -> tuple[HTTPStatus, bytes]:
         "caught_up": progress.caught_up,
         "role": progress.role,
         "lag_seconds": round(progress.lag(), 3),
+        "lag_bytes": progress.behind,
         "error": progress.error,
     }
     status = HTTPStatus.OK if well else HTTPStatus.SERVICE_UNAVAILABLE

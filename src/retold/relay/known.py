@@ -6,14 +6,12 @@ where the table was read, whether it is in Kafka.
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from retold.errors import StoreFull
+from retold.relay.scratch import open_scratch, writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,31 +19,17 @@ if TYPE_CHECKING:
     from retold.relay.source import Row
 
 
-@contextmanager
-def writing() -> Generator[None]:
-    """Raises StoreFull where the scratch file cannot grow."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise StoreFull(f"a scratch file in the folder for temporary files: {error}") from error
+_TABLES = """
+    CREATE TABLE ids (id TEXT PRIMARY KEY) WITHOUT ROWID;
+    CREATE TABLE last (entity TEXT PRIMARY KEY, id TEXT NOT NULL) WITHOUT ROWID;
+"""
 
 
 class KnownIds:
     """Ids of published events, and the last one of each entity. Closed, it leaves nothing."""
 
     def __init__(self) -> None:
-        # A name of its own, that is a file SQLite deletes at once: no two threads use it together.
-        self._file = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        self._file.executescript(
-            """
-            PRAGMA journal_mode = OFF;
-            PRAGMA synchronous = OFF;
-            PRAGMA cache_size = -8000;
-            CREATE TABLE ids (id TEXT PRIMARY KEY) WITHOUT ROWID;
-            CREATE TABLE last (entity TEXT PRIMARY KEY, id TEXT NOT NULL) WITHOUT ROWID;
-            BEGIN;
-            """
-        )
+        self._file = open_scratch(_TABLES, cache_kb=8_000)
         self.count = 0
 
     def add(self, ids: Iterable[str]) -> None:

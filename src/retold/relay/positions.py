@@ -62,6 +62,15 @@ class PollingPosition(msgspec.Struct, frozen=True, omit_defaults=True, tag="poll
 Position = BinlogPosition | WalPosition | PollingPosition
 
 
+def place_of(position: Position) -> str:
+    """The place alone, for people."""
+    if isinstance(position, BinlogPosition):
+        return f"{position.file}:{position.offset}"
+    if isinstance(position, WalPosition):
+        return f"{position.lsn >> 32:X}/{position.lsn & 0xFFFFFFFF:X}"
+    return position.ids[-1] if position.ids else "the beginning"
+
+
 class Checkpoint(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is saved: the position, and what else must not change unnoticed.
 

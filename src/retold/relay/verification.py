@@ -9,7 +9,6 @@ later, or is nowhere in the table.
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -18,8 +17,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from retold.ids import milliseconds
 from retold.relay.catching_up import share
-from retold.relay.known import writing
+from retold.relay.scratch import open_scratch, writing
 from retold.relay.wire import IGNORED, PublishedEvent, events_in, topic_name
 
 if TYPE_CHECKING:
@@ -39,17 +39,15 @@ PROBLEMS = (
 )
 _EXAMPLES = 10
 _AGAIN_S = 1.0
+_APART_MS = 3_600_000
+"""How far the clock that made an id may be ahead of the one that made the record's time."""
 
 # What the topics hold, by event id; the last event of each entity, and its partition; what the table
 # has and the topics lack. A digest that was found equal, or was complained of, is set to NULL.
-_SCRATCH = """
-    PRAGMA journal_mode = OFF;
-    PRAGMA synchronous = OFF;
-    PRAGMA cache_size = -16000;
+_TABLES = """
     CREATE TABLE seen (id TEXT PRIMARY KEY, digest BLOB) WITHOUT ROWID;
     CREATE TABLE last (entity TEXT PRIMARY KEY, partition INTEGER, id TEXT) WITHOUT ROWID;
     CREATE TABLE missing (id TEXT PRIMARY KEY, digest BLOB, entity TEXT) WITHOUT ROWID;
-    BEGIN;
 """
 
 
@@ -84,30 +82,50 @@ def verify(
     """Compare the table with its topics.
 
     patience: how many seconds a missing event may still come. since: leave out events with lower
-    ids. show: called with what is being done, and how far it is (0 to 1).
+    ids, and do not read what was published long before. show: called with what is being done, and
+    how far it is (0 to 1).
     """
-    with closing(_Comparison(table, topics, since, show)) as comparison, writing():
+    # A record is made after its event, maybe much later, so what is older than the time in `since`
+    # is a record of an older event. Only clocks that are far apart could make it otherwise: then
+    # events seem to be missing, and are looked for from the beginning.
+    begin = max(0, milliseconds(since) - _APART_MS) if since else 0
+    report = _compared(_Comparison(table, topics, since, begin, show), patience)
+    if begin and report.problems["missing"]:
+        report = _compared(_Comparison(table, topics, since, 0, show), patience)
+    return report
+
+
+def _compared(comparison: _Comparison, patience: float) -> Report:
+    with closing(comparison), writing():
         comparison.run(patience)
-        return comparison.report
+    return comparison.report
 
 
 class _Comparison:
     def __init__(
-        self, table: Table, topics: TopicReader, since: str, show: Callable[[str, float], None]
+        self,
+        table: Table,
+        topics: TopicReader,
+        since: str,
+        begin: int,
+        show: Callable[[str, float], None],
     ) -> None:
+        """begin: leave out records of before, in milliseconds since the epoch."""
         self.report = Report()
         self._table = table
         self._topics = topics
         self._since = since
+        self._begin = begin
         self._show = show
         self._partitions: dict[str, int] = {}
         self._ends: dict[tuple[str, int], int] = {}
-        self._scratch = sqlite3.connect("", isolation_level=None)
-        self._scratch.executescript(_SCRATCH)
+        self._scratch = open_scratch(_TABLES, cache_kb=16_000)
 
     def run(self, patience: float) -> None:
         with self._table.view() as view:
             names = {topic_name(kind) for kind in self._table.entity_types()}
+            if self._begin:
+                self._ends = dict(self._topics.offsets_at(names, self._begin))
             self._note_topics(names)
             first, last = view.first(), view.last()
             for page in view.pages(self._since[:-1]):

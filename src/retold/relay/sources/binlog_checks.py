@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from retold.errors import StoreError
+from retold.errors import AccessDenied, StoreError
 from retold.relay.checks import Check, failed, ok, warning
 from retold.store.driver import Statement
 
@@ -18,6 +18,7 @@ SETTINGS = (
     *("binlog_row_metadata", "sync_binlog", "innodb_flush_log_at_trx_commit", "gtid_mode"),
     *("binlog_expire_logs_seconds", "expire_logs_days"),
     *("binlog_transaction_compression", "log_bin_compress"),
+    *("log_replica_updates", "log_slave_updates", "wsrep_on"),
 )
 ENGINE = "SELECT engine FROM information_schema.tables WHERE table_schema = %s AND table_name = %s"
 SHORTEST_S = 3 * 86_400
@@ -30,14 +31,13 @@ def settings_checks(values: Mapping[str, str]) -> list[Check]:
     if values["log_bin"] not in ("ON", "1"):
         found = "is off, so the server writes no binary log"
         return [failed("log_bin", found, "start it with --log-bin and --server-id")]
-    mariadb = "mariadb" in values["version"].lower()
     checks = [ok("log_bin", "ON"), *_contents(values), *_durability(values), _retention(values)]
     if values["server_id"] == "0":
         found = "is 0, so the server sends its log to nobody"
         checks.append(failed("server_id", found, _set("server_id", "1")))
     else:
         checks.append(ok("server_id", values["server_id"]))
-    checks.append(ok("GTIDs", "are MariaDB's own") if mariadb else _gtids(values))
+    checks.append(ok("GTIDs", "are MariaDB's own") if _is_mariadb(values) else _gtids(values))
     return checks
 
 
@@ -153,6 +153,38 @@ def filter_check(schema: str, only: str, never: str) -> Check:
     return ok("binary log", f"holds the database {schema}")
 
 
+def logs_what_it_replicates(values: Mapping[str, str]) -> bool:
+    return _setting_for_replicas(values)[1] in ("ON", "1")
+
+
+def _setting_for_replicas(values: Mapping[str, str]) -> tuple[str, str]:
+    """Its name on this server, and its value."""
+    name = "log_replica_updates"
+    name = name if name in values else "log_slave_updates"
+    return name, values.get(name, "OFF")
+
+
+def replica_check(values: Mapping[str, str], *, follows: bool = False) -> Check:
+    """follows: whether the server replicates another one."""
+    name, value = _setting_for_replicas(values)
+    if logs_what_it_replicates(values):
+        return ok(name, value)
+    mend = f"start the server with --{name.replace('_', '-')}"
+    if values.get("wsrep_on") == "ON":
+        found = "is OFF, so what other nodes of the cluster write never comes into this log"
+        return failed(name, found, mend)
+    if follows:
+        mariadb = _is_mariadb(values)
+        found = "is OFF, and this is a replica: what it replicates never comes into its log"
+        forget = "RESET SLAVE ALL" if mariadb else "RESET REPLICA ALL"
+        return failed(name, found, f"{mend}; or if it is the primary by now, run: {forget}")
+    return ok(name, "is OFF, and this is no replica")
+
+
+def _is_mariadb(values: Mapping[str, str]) -> bool:
+    return "mariadb" in values["version"].lower()
+
+
 def _set(name: str, value: str) -> str:
     return f"run: SET GLOBAL {name} = {value}, and set it {_IN_THE_CONFIGURATION}"
 
@@ -168,21 +200,46 @@ def log_checks(schema: str, table: str) -> Plan[list[Check]]:
     if checks[0].outcome == "failed":
         return checks
     checks.append((yield from _filters(schema)))
+    if checks[-1].outcome != "failed":
+        checks.append((yield from _replica(values)))
     return checks
 
 
 def _filters(schema: str) -> Plan[Check]:
     try:
-        try:
-            (status,) = yield [Statement("SHOW MASTER STATUS")]
-        except StoreError as error:
-            if not error.reason.startswith("1064,"):
-                raise
-            (status,) = yield [Statement("SHOW BINARY LOG STATUS")]
+        rows = yield from _rows_of("SHOW MASTER STATUS", "SHOW BINARY LOG STATUS")
     except StoreError as error:
         return failed(
             "binary log",
             f"may not be looked at: {error.reason}",
             "grant this user REPLICATION CLIENT (MariaDB: BINLOG MONITOR) ON *.*",
         )
-    return filter_check(schema, *map(str, status.rows[0][2:4]))
+    return filter_check(schema, *map(str, rows[0][2:4]))
+
+
+def _replica(values: Mapping[str, str]) -> Plan[Check]:
+    if logs_what_it_replicates(values):
+        return replica_check(values)
+    if not _is_mariadb(values):
+        rows = yield from _rows_of("SHOW REPLICA STATUS", "SHOW SLAVE STATUS")
+        return replica_check(values, follows=bool(rows))
+    try:
+        rows = yield from _rows_of("SHOW ALL SLAVES STATUS")
+    except AccessDenied:  # BINLOG MONITOR does not go so far; whether it runs, everybody may know
+        rows = yield from _rows_of("SHOW GLOBAL STATUS LIKE 'Slaves_running'")
+        rows = [row for row in rows if int(row[1])]
+    return replica_check(values, follows=bool(rows))
+
+
+def _rows_of(*spellings: str) -> Plan[Sequence[Sequence[Any]]]:
+    """The rows of the first statement that this version of the server knows."""
+    for spelling in spellings[:-1]:
+        try:
+            (found,) = yield [Statement(spelling)]
+        except StoreError as error:
+            if not error.reason.startswith("1064,"):
+                raise
+        else:
+            return found.rows
+    (found,) = yield [Statement(spellings[-1])]
+    return found.rows
