@@ -189,6 +189,7 @@ class Proxy:
         # The server closes its side when it has done all that was sent before this end of it.
         link.server.sendall(data)
         link.server.shutdown(socket.SHUT_WR)
+        trap.done.wait(_PATIENCE)  # the caller closes the client's side
 
 
 def _end(side: socket.socket) -> None:

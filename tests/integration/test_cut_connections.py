@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from retold import Changed, EventStore, OutcomeUnknown
+from retold import Changed, EventStore, OutcomeUnknown, every
 from retold.errors import ConnectionLost, StoreUnavailable
 from tests.conformance.blocking import open_store
 from tests.conformance.raw import count, rows
@@ -37,6 +37,10 @@ every_client = pytest.mark.parametrize(("kind", "flavour"), CLIENTS)
 _COMMIT = re.compile(rb"COMMIT(?!TED)")
 # PostgreSQL appends in one statement, which nothing else looks like: it carries what it stores.
 _STATEMENT = re.compile(rb"tally\.Added|Tally\.look")
+
+
+class Snapped(Tally, name="test_cut_connections.Snapped", snapshots=every(1)):
+    """A tally that keeps a snapshot after every change."""
 
 
 class Change(NamedTuple):
@@ -111,11 +115,6 @@ def server_of(servers: Rig) -> Iterator[Servers]:
 def databases(server_of: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
     with Databases(server_of, tmp_path_factory.mktemp("databases")) as databases:
         yield databases
-
-
-@pytest.fixture
-def url(databases: Databases, kind: str) -> str:
-    return databases[kind]
 
 
 @pytest.fixture
@@ -194,6 +193,42 @@ def test_an_update_cut_off_before_its_commit_is_applied_once(
     proxy.cut(re.compile(b"UPDATE"), cut)
     changed = _update_once(store, id)
     check_applied_once(CHANGES["update once"], changed, direct, url, id)
+
+
+def snapshots(url: str, id: str) -> list[str]:
+    """The versions of which a snapshot is kept."""
+    kept = rows(url, f"SELECT entity_version FROM snapshots WHERE entity_id = '{id}' ORDER BY 1")
+    return [str(version) for (version,) in kept]
+
+
+@every_client
+@pytest.mark.parametrize("cut", [Cut.LOST, Cut.DELIVERED])
+def test_a_change_cut_off_at_its_commit_keeps_the_snapshot_that_is_due(
+    proxy: Proxy, store: EventStore, url: str, cut: Cut
+) -> None:
+    tallies = store.repository(Snapped)
+    at_the_append(proxy, cut)
+    made = tallies.create(Snapped.add, "cut", 7)
+    assert snapshots(url, made.id) == [made.version]
+    at_the_append(proxy, cut)
+    changed = tallies.update(made.id, Snapped.add, "cut", 7)
+    assert snapshots(url, made.id) == [made.version, changed.version]
+    assert store.counts["reconnects"] == 2
+    assert store.counts["snapshots"] == 2
+
+
+@every_client
+def test_a_connection_that_breaks_at_a_snapshot_is_not_used_again(
+    proxy: Proxy, store: EventStore, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tallies = store.repository(Snapped)
+    proxy.cut(re.compile(rb"INSERT INTO \S*snapshots"), Cut.LOST)
+    made = tallies.create(Snapped.add, "made", 1)
+    assert f"no snapshot of test_cut_connections.Snapped {made.id}" in caplog.text
+    assert snapshots(url, made.id) == []
+    changed = tallies.update(made.id, Snapped.add, "next", 1)
+    assert snapshots(url, made.id) == [changed.version]
+    assert store.counts["reconnects"] == 0
 
 
 def in_thread(work: Callable[[], Changed[Tally, object]]) -> Callable[[], Changed[Tally, object]]:

@@ -38,7 +38,7 @@ from retold.metadata import TIME, current_metadata, encode_metadata
 from retold.snapshots import encode_state
 from retold.store.append import Append, Handled
 from retold.store.dialects import Dialect
-from retold.store.driver import Pause, Plan, Statement, Verb
+from retold.store.driver import Batch, Pause, Plan, Statement, Verb
 from retold.store.options import Options
 from retold.store.reading import Loaded, Reading
 
@@ -52,13 +52,15 @@ _log = logging.getLogger("retold.store")
 
 
 class _Attempt:
-    """What an attempt was about to write, so that an unknown outcome can be settled."""
+    """What an attempt was about to write, so that an unknown outcome can be settled, and whether a
+    snapshot is due once it is written."""
 
-    __slots__ = ("append", "changed")
+    __slots__ = ("append", "changed", "snapshot_due")
 
     def __init__(self) -> None:
         self.append: Append | None = None
         self.changed: Changed[Any, Any] | None = None
+        self.snapshot_due = False
 
 
 def _name_of(command: Callable[..., object]) -> str:
@@ -118,23 +120,26 @@ class Verbs(Reading[A]):
     def _persist(
         self, start: Callable[[_Attempt], Plan[Changed[A, R]]], *, once: bool = False
     ) -> Verb[Changed[A, R]]:
-        """Run attempts until one has an outcome."""
+        """Run attempts until one has an outcome, then keep the snapshot that is due."""
         counts = self._settings.counts
-        if not self._owned:
-            changed: Changed[A, R] = yield start(_Attempt())
-            return changed
+        changed: Changed[A, R]
         tries = 0
         while True:
             attempt = _Attempt()
             lost: Exception
+            if not self._owned:
+                changed = yield start(attempt)
+                break
             try:
                 changed = yield start(attempt)
+                break
             except ConnectionLost as error:
                 counts["reconnects"] += 1
                 if attempt.append is not None:
                     settled = yield from self._settle(attempt.append)
                     if settled and attempt.changed is not None:
-                        return attempt.changed
+                        changed = attempt.changed
+                        break
                 lost = error
             except VersionConflict as error:
                 counts["conflicts"] += 1
@@ -144,14 +149,15 @@ class Verbs(Reading[A]):
             except TransactionRolledBack as error:
                 counts["conflicts"] += 1
                 lost = error
-            else:
-                return changed
             tries += 1
             if tries > self._settings.retries:
                 raise lost
             counts["retries"] += 1
             # full jitter, doubling from 1 ms to 64 ms: rivals for one entity spread out quickly
             yield Pause(random.uniform(0, 0.001 * (1 << min(tries, 6))))
+        if attempt.snapshot_due:
+            yield from self._keep_snapshot(changed)
+        return changed
 
     def _settle(self, append: Append) -> Verb[bool]:
         """Whether an append of unknown outcome is in the store, after repeating it if it is not.
@@ -290,15 +296,16 @@ class Verbs(Reading[A]):
         done: Changed[A, R] = Changed(
             id, version, changed.state, changed.events, False, changed._result
         )
-        attempt.append, attempt.changed = append, done
+        due = (
+            self._strategy is not None
+            and append.ids != []
+            and self._strategy(loaded.since + len(append.ids))
+        )
+        attempt.append, attempt.changed, attempt.snapshot_due = append, done, due
         written = yield from self._dialect.append(self._sql, append, self._owned)
         if not written:
-            attempt.append = None
+            attempt.append, attempt.snapshot_due = None, False
             return (yield from self._refused(append, options, command))
-        if self._strategy is not None and append.ids:
-            since = loaded.since + len(append.ids)
-            if self._strategy(since):
-                yield from self._keep_snapshot(done)
         return done
 
     def _append_of(
@@ -374,7 +381,7 @@ class Verbs(Reading[A]):
         actual = rows[0][0] if rows else ""
         raise VersionConflict(self.entity_type, id, append.expected or "", actual)
 
-    def _keep_snapshot(self, entity: Entity[A]) -> Plan[None]:
+    def _keep_snapshot(self, entity: Entity[A]) -> Verb[None]:
         """Keep a snapshot and drop all but the last two.
 
         After the append and outside its transaction: a snapshot is a cache, and the lock on the
@@ -387,11 +394,12 @@ class Verbs(Reading[A]):
         # Java reads triggering_events of the previous snapshot and fails on NULL.
         nothing = '{"topicsToPartitionsAndOffsets":{},"empty":true}'
         row = (self.entity_type, entity.id, entity.version, self._snapshot_type, text, nothing)
+        batch = [
+            Statement(self._sql["insert_snapshot"], row),
+            Statement(self._sql["prune_snapshots"], (*kind, *kind)),
+        ]
         try:
-            yield [
-                Statement(self._sql["insert_snapshot"], row),
-                Statement(self._sql["prune_snapshots"], (*kind, *kind)),
-            ]
+            yield _plan_of(batch)
         except RetoldError as error:
             if not self._owned:
                 raise
@@ -422,6 +430,10 @@ def forget_handled(dialect: Dialect, older_than: timedelta) -> Verb[int]:
         total += forgotten
         if forgotten < 1000:
             return total
+
+
+def _plan_of(batch: Batch) -> Plan[None]:
+    yield batch
 
 
 def _delete(sql: str, params: Sequence[object]) -> Plan[int]:
