@@ -44,6 +44,11 @@ def moment(ms: int) -> datetime:
     return _EPOCH + timedelta(milliseconds=ms)
 
 
+def id_since(moment: datetime) -> str:
+    """What sorts before every id of an aware moment or later, and behind every earlier one."""
+    return f"{int(moment.timestamp() * 1000):016x}"
+
+
 class EventIds:
     """Mints ids; thread-safe, and a forked child draws a node of its own."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Self
 
@@ -14,24 +13,12 @@ from retold import EventStore, VersionConflict
 from retold.ids import EventIds, milliseconds
 from retold.metadata import TIME
 from retold.testing import Clock
-from tests.integration.tally import Databases, Tally, audit, check_found, new_id
-from tests.rig import Rig
+from tests.integration.tally import Tally, audit, check_found, new_id
 
 NOON = datetime(2024, 6, 1, 12, tzinfo=UTC)
 
 # Every way to append, and every way to say that an event id is there already.
 pytestmark = pytest.mark.parametrize("kind", ["sqlite", "mysql8", "postgres18"])
-
-
-@pytest.fixture(scope="module")
-def databases(servers: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
-    with Databases(servers.__getitem__, tmp_path_factory.mktemp("databases")) as databases:
-        yield databases
-
-
-@pytest.fixture
-def url(databases: Databases, kind: str) -> str:
-    return databases[kind]
 
 
 class Host:

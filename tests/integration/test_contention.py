@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier, Event
 
 import pytest
 
 from retold import EventStore
+from tests.integration.conftest import every_database
 from tests.integration.tally import (
     Ack,
-    Databases,
     Tally,
     audit,
     check_acks,
@@ -22,23 +21,6 @@ from tests.integration.tally import (
     new_id,
 )
 from tests.integration.workers import Worker, processes
-from tests.rig import DATABASES, Rig
-
-# PgBouncer stands before PostgreSQL 15.
-every_database = pytest.mark.parametrize(
-    "kind", [kind for kind in DATABASES if kind != "postgres15"]
-)
-
-
-@pytest.fixture(scope="module")
-def databases(servers: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
-    with Databases(servers.__getitem__, tmp_path_factory.mktemp("databases")) as databases:
-        yield databases
-
-
-@pytest.fixture
-def url(databases: Databases, kind: str) -> str:
-    return databases[kind]
 
 
 def _update(acks: Connection, number: int, url: str, ids: list[str], times: int, seed: int) -> None:

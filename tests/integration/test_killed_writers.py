@@ -18,9 +18,9 @@ from retold import EventStore, OutcomeUnknown
 from retold.errors import StoreUnavailable
 from tests.conformance.blocking import open_store
 from tests.conformance.raw import rows
+from tests.integration.conftest import every_database
 from tests.integration.tally import (
     Ack,
-    Databases,
     Tally,
     audit,
     check_acks,
@@ -29,23 +29,7 @@ from tests.integration.tally import (
     new_id,
 )
 from tests.integration.workers import Worker
-from tests.rig import DATABASES, VARIABLES, MariaDB, MySQL, Postgres, Private, Rig
-
-# PgBouncer stands before PostgreSQL 15.
-every_database = pytest.mark.parametrize(
-    "kind", [kind for kind in DATABASES if kind != "postgres15"]
-)
-
-
-@pytest.fixture(scope="module")
-def databases(servers: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
-    with Databases(servers.__getitem__, tmp_path_factory.mktemp("databases")) as databases:
-        yield databases
-
-
-@pytest.fixture
-def url(databases: Databases, kind: str) -> str:
-    return databases[kind]
+from tests.rig import VARIABLES, MariaDB, MySQL, Postgres, Private
 
 
 def wait_until_quiet(url: str) -> None:

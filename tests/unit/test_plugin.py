@@ -25,9 +25,13 @@ class Account(Aggregate, name="plugin.Account"):
 """
 
 
+# Importing these takes longer than a run.
+PLAIN = ("-q", "-p", "no:randomly", "-p", "no:hypothesispytest", "-p", "no:pytest_cov")
+
+
 def run(pytester: pytest.Pytester, tests: str) -> pytest.RunResult:
     pytester.makepyfile(DOMAIN + tests)
-    return pytester.runpytest_subprocess("-q", "-p", "no:randomly", "-W", "error")
+    return pytester.runpytest_subprocess(*PLAIN, "-W", "error")
 
 
 def test_the_store_is_empty_and_its_own_in_every_test(pytester: pytest.Pytester) -> None:
@@ -92,7 +96,7 @@ def test_it(store):
 
 
 def test_the_fixtures_are_listed_with_what_they_are(pytester: pytest.Pytester) -> None:
-    result = pytester.runpytest_subprocess("--fixtures", "-q")
+    result = pytester.runpytest_subprocess("--fixtures", *PLAIN)
     result.stdout.fnmatch_lines(["store -- *", "*An empty event store with deterministic ids*"])
     result.stdout.fnmatch_lines(["store_clock -- *"])
 
@@ -109,4 +113,4 @@ def test_a_run_that_asks_for_no_store_imports_nothing_of_retold(
             assert not [name for name in sys.modules if name.split(".")[0] == "retold"]
         """
     )
-    pytester.runpytest_subprocess("-q").assert_outcomes(passed=1)
+    pytester.runpytest_subprocess(*PLAIN).assert_outcomes(passed=1)

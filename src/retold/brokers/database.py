@@ -13,7 +13,6 @@ import logging
 import os
 import secrets
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
@@ -21,8 +20,9 @@ import msgspec
 
 from retold.brokers import leases
 from retold.brokers.base import Message
-from retold.brokers.polling import PollingConsumer, Start, id_since
+from retold.brokers.polling import PollingConsumer, Start
 from retold.errors import AssignmentLost, RetoldError
+from retold.ids import id_since, wall_clock
 from retold.store.connections import BlockingDriver
 from retold.store.driver import Batch, Plan, Result, Statement
 
@@ -122,7 +122,7 @@ class DatabaseConsumer(PollingConsumer):
                 Statement(sql["subscription"], at),
             ]
         position, owner, lease_until = found.rows[0]
-        if owner is not None and lease_until > _now() and not leases.is_gone(owner):
+        if owner is not None and lease_until > wall_clock() and not leases.is_gone(owner):
             return None
         # Only from what was just read: of two members one wins, and the position is the newest.
         read = (*at, owner, lease_until, position)
@@ -141,7 +141,7 @@ class DatabaseConsumer(PollingConsumer):
         return int(found.rows[0][0])
 
     def _lease_until(self) -> int:
-        return _now() + int(self._lease_s * 1000)
+        return wall_clock() + int(self._lease_s * 1000)
 
     def _renew(self) -> None:
         owner = self._owner
@@ -185,7 +185,3 @@ class DatabaseConsumer(PollingConsumer):
 def _batch(*statements: Statement) -> Plan[Sequence[Result]]:
     batch: Batch = statements
     return (yield batch)
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

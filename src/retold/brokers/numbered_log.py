@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from retold.brokers.base import Message
-from retold.brokers.polling import Start, id_since
+from retold.brokers.polling import Start
 from retold.errors import LogMissing, SchemaMissing
+from retold.ids import id_since
 from retold.store.driver import Plan, Result, Statement
 
 PAGE = 1000

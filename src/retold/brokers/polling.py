@@ -15,11 +15,6 @@ Start = Literal["beginning", "now"] | datetime
 """Where a new subscription begins."""
 
 
-def id_since(moment: datetime) -> str:
-    """The least event id of a moment."""
-    return f"{int(moment.timestamp() * 1000):016x}"
-
-
 class PollingConsumer(ABC):
     """The waiting part of a consumer whose messages lie in a table."""
 

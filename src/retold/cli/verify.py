@@ -14,6 +14,7 @@ from retold.cli.relay import add_connections
 from retold.cli.settings import Settings
 from retold.drivers import open_driver
 from retold.errors import InvalidValue, MissingExtra
+from retold.ids import id_since
 from retold.relay.table import Table
 from retold.relay.verification import Report, verify
 from retold.store.url import parse_url
@@ -70,7 +71,7 @@ def _first_id(since: str) -> str:
         raise InvalidValue(f"--since {since!r}: write a time such as 2026-01-31T12:00Z") from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return f"{int(moment.timestamp() * 1000):016x}"
+    return id_since(moment)
 
 
 def _print(report: Report) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from retold.brokers.leases import is_gone, process_identity
 from retold.errors import LeadershipLost, LogUnsuitable, RetoldError
+from retold.ids import wall_clock
 from retold.store.driver import Statement
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ class _SqliteLock:
 
     def take(self, connection: OwnConnection) -> bool:
         position, owner, until = _row(connection, self._sql["subscription"], self._name, 0)
-        if owner is not None and until > _now() and not is_gone(owner):
+        if owner is not None and until > wall_clock() and not is_gone(owner):
             return False
         claim = (self._owner, self._until(), self._name, 0, owner, until, position)
         (claimed,) = connection.execute([Statement(self._sql["subscription_claim"], claim)])
@@ -224,11 +225,7 @@ class _SqliteLock:
         connection.execute([Statement(self._sql["subscription_release"], release)])
 
     def _until(self) -> int:
-        return _now() + int(KEPT_S * 1000)
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000
+        return wall_clock() + int(KEPT_S * 1000)
 
 
 _LOCKS: dict[str, type[_Lock]] = {

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from retold.store.dialects import Dialect
 
 T = TypeVar("T")
+Y = TypeVar("Y")
+S = TypeVar("S")
 
 
 class Statement(NamedTuple):
@@ -106,33 +108,33 @@ class AsyncDriver(Protocol):
     async def close(self) -> None: ...
 
 
-def drive(execute: Callable[[Batch], Sequence[Result]], plan: Plan[T]) -> T:
-    """Run a plan to its end with a blocking `execute`."""
+def drive(do: Callable[[Y], S], steps: Generator[Y, S, T]) -> T:
+    """Run a plan or a verb to its end, with a blocking function that does what it yields."""
     try:
-        batch = next(plan)
+        step = next(steps)
         while True:
             try:
-                results = execute(batch)
+                done = do(step)
             except Exception as error:
-                batch = plan.throw(error)
+                step = steps.throw(error)
             else:
-                batch = plan.send(results)
-    except StopIteration as done:
-        result: T = done.value
+                step = steps.send(done)
+    except StopIteration as end:
+        result: T = end.value
         return result
 
 
-async def adrive(execute: Callable[[Batch], Awaitable[Sequence[Result]]], plan: Plan[T]) -> T:
-    """Run a plan to its end with an awaited `execute`."""
+async def adrive(do: Callable[[Y], Awaitable[S]], steps: Generator[Y, S, T]) -> T:
+    """The same, awaited."""
     try:
-        batch = next(plan)
+        step = next(steps)
         while True:
             try:
-                results = await execute(batch)
+                done = await do(step)
             except Exception as error:
-                batch = plan.throw(error)
+                step = steps.throw(error)
             else:
-                batch = plan.send(results)
-    except StopIteration as done:
-        result: T = done.value
+                step = steps.send(done)
+    except StopIteration as end:
+        result: T = end.value
         return result

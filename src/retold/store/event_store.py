@@ -16,7 +16,6 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
-from functools import partial
 from typing import Concatenate, ParamSpec, Self, TypedDict, TypeVar, Unpack
 
 from retold.aggregates import Aggregate
@@ -39,7 +38,7 @@ from retold.store.migrations import (
 )
 from retold.store.numbering import install
 from retold.store.options import Settings
-from retold.store.performing import aperform, perform
+from retold.store.performing import performing, performing_async
 from retold.store.plans import forget_handled
 from retold.store.repository import AsyncRepository, Repository
 from retold.store.running import Runnable, run_all
@@ -115,7 +114,7 @@ class EventStore(_Store):
         self._driver = open_driver(self._url)
         self._kept = Kept(self._driver.dialect, self._settings, owned=True)
         self._joined = Kept(self._driver.dialect, self._settings, owned=False)
-        self._perform = partial(perform, self._driver.run)
+        self._perform = performing(self._driver.run)
 
     __init__.__doc__ = _Store.__init__.__doc__
 
@@ -276,7 +275,7 @@ class AsyncEventStore(_Store):
         self._driver = open_async_driver(self._url, concurrency)
         self._kept = Kept(self._driver.dialect, self._settings, owned=True)
         self._joined = Kept(self._driver.dialect, self._settings, owned=False)
-        self._perform = partial(aperform, self._driver.run)
+        self._perform = performing_async(self._driver.run)
 
     def repository(self, aggregate_class: type[A], /) -> AsyncRepository[A]:
         """As EventStore.repository."""

@@ -6,12 +6,12 @@ own making are recognised and kept as they are; any other table of one of our na
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 
 from retold.errors import SchemaForeign
+from retold.ids import wall_clock
 from retold.store.dialects import Dialect
 from retold.store.driver import Plan, Statement
 
@@ -96,7 +96,7 @@ def migrate(dialect: Dialect) -> Plan[list[str]]:
             if step.number in applied:
                 continue
             yield [Statement(text) for table, text in step.statements if table not in adopted]
-            row = (step.number, step.name, int(time.time() * 1000))
+            row = (step.number, step.name, wall_clock())
             yield [Statement(sql["migrations_record"], row)]
             done.append(str(step))
     except Exception:
@@ -149,12 +149,18 @@ def script(dialect: Dialect, collation: str) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-def _inspect(dialect: Dialect) -> Plan[tuple[set[int], set[str]]]:
-    """The numbers of the steps applied, and which tables Eventuate made."""
+def columns_of_tables(dialect: Dialect) -> Plan[dict[str, set[str]]]:
+    """The columns of every table that is there, by its bare name; all in lower case."""
     (result,) = yield [Statement(dialect.queries["columns"])]
     found: dict[str, set[str]] = {}
     for table, column in result.rows:
         found.setdefault(str(table).lower(), set()).add(str(column).lower())
+    return found
+
+
+def _inspect(dialect: Dialect) -> Plan[tuple[set[int], set[str]]]:
+    """The numbers of the steps applied, and which tables Eventuate made."""
+    found = yield from columns_of_tables(dialect)
     ours = {dialect.bare(name).lower(): name for name in dialect.tables}
     present = {ours[table]: columns for table, columns in found.items() if table in ours}
     if "retold_migrations" in present:

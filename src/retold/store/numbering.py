@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from retold.errors import SchemaForeign
 from retold.store.dialects import Dialect
 from retold.store.driver import Plan, Statement
-from retold.store.migrations import collation
+from retold.store.migrations import collation, columns_of_tables
 
 PARTITIONS = 16
 """How many members a subscription can have at work at once; kept with the counter."""
@@ -49,10 +49,7 @@ def install(dialect: Dialect) -> Plan[list[str]]:
 
 def _check_free(dialect: Dialect) -> Plan[None]:
     """Raises SchemaForeign where a table of one of these names is somebody else's."""
-    (result,) = yield [Statement(dialect.queries["columns"])]
-    found: dict[str, set[str]] = {}
-    for table, column in result.rows:
-        found.setdefault(str(table).lower(), set()).add(str(column).lower())
+    found = yield from columns_of_tables(dialect)
     for name, columns in _COLUMNS.items():
         if not columns <= found.get(dialect.bare(name).lower(), columns):
             raise SchemaForeign(repr(dialect.bare(name)))

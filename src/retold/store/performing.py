@@ -5,48 +5,41 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
-from retold.store.driver import Pause, Plan, Verb
+from retold.store.driver import Pause, Plan, Verb, adrive, drive
 
 T = TypeVar("T")
 
 
-def perform(run: Callable[[Plan[Any]], Any], verb: Verb[T]) -> T:
-    """Run a verb to its end, sleeping where it pauses."""
-    try:
-        step = next(verb)
-        while True:
-            try:
-                if isinstance(step, Pause):
-                    time.sleep(step.seconds)
-                    result: Any = None
-                else:
-                    result = run(step)
-            except Exception as error:
-                step = verb.throw(error)
-            else:
-                step = verb.send(result)
-    except StopIteration as done:
-        value: T = done.value
-        return value
+class Perform(Protocol):
+    """Runs a verb to its end."""
+
+    def __call__(self, verb: Verb[T], /) -> T: ...
 
 
-async def aperform(run: Callable[[Plan[Any]], Awaitable[Any]], verb: Verb[T]) -> T:
+class PerformAsync(Protocol):
     """The same, awaited."""
-    try:
-        step = next(verb)
-        while True:
-            try:
-                if isinstance(step, Pause):
-                    await asyncio.sleep(step.seconds)
-                    result: Any = None
-                else:
-                    result = await run(step)
-            except Exception as error:
-                step = verb.throw(error)
-            else:
-                step = verb.send(result)
-    except StopIteration as done:
-        value: T = done.value
-        return value
+
+    def __call__(self, verb: Verb[T], /) -> Awaitable[T]: ...
+
+
+def performing(run: Callable[[Plan[Any]], Any]) -> Perform:
+    """Run its plans with `run`, and sleep where it pauses."""
+
+    def do(step: Plan[Any] | Pause) -> Any:
+        if isinstance(step, Pause):
+            return time.sleep(step.seconds)
+        return run(step)
+
+    return partial(drive, do)
+
+
+def performing_async(run: Callable[[Plan[Any]], Awaitable[Any]]) -> PerformAsync:
+    """The same, awaited."""
+
+    def do(step: Plan[Any] | Pause) -> Awaitable[Any]:
+        return asyncio.sleep(step.seconds) if isinstance(step, Pause) else run(step)
+
+    return partial(adrive, do)

@@ -7,9 +7,9 @@ command's own arguments leave no room for options of ours.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from datetime import datetime
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 from uuid import UUID
 
 from retold.aggregates import Aggregate
@@ -17,8 +17,8 @@ from retold.entity import Changed, Entity
 from retold.errors import NotFound, UsageError
 from retold.events import Event
 from retold.recorded import Recorded
-from retold.store.driver import Verb
 from retold.store.options import Options, check_id, check_key
+from retold.store.performing import Perform, PerformAsync
 from retold.store.plans import Verbs
 
 A = TypeVar("A", bound=Aggregate)
@@ -26,18 +26,6 @@ D = TypeVar("D")
 R = TypeVar("R")
 T = TypeVar("T")
 P = ParamSpec("P")
-
-
-class Perform(Protocol):
-    """Runs a verb to its end."""
-
-    def __call__(self, verb: Verb[T], /) -> T: ...
-
-
-class PerformAsync(Protocol):
-    """The same, awaited."""
-
-    def __call__(self, verb: Verb[T], /) -> Awaitable[T]: ...
 
 
 class _Views(Generic[A]):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from functools import partial
 from typing import Any, TypeVar
 
 from retold.aggregates import Aggregate, check_aggregate
@@ -12,7 +11,7 @@ from retold.errors import StoreError, TransactionRolledBack, UsageError
 from retold.store.dialects import Dialect
 from retold.store.driver import AsyncConnection, Connection, Plan, adrive, drive
 from retold.store.options import Settings
-from retold.store.performing import aperform, perform
+from retold.store.performing import performing, performing_async
 from retold.store.plans import Verbs
 from retold.store.repository import AsyncRepository, Repository
 
@@ -67,7 +66,7 @@ class Transaction(_Whole):
         self._kept = kept
         self._connection: Connection | None = connection
         self._owned = owned
-        self._perform = partial(perform, self._run)
+        self._perform = performing(self._run)
 
     def repository(self, aggregate_class: type[A], /) -> Repository[A]:
         return Repository(self._kept.verbs(aggregate_class), self._perform)
@@ -93,7 +92,7 @@ class AsyncTransaction(_Whole):
         self._kept = kept
         self._connection: AsyncConnection | None = connection
         self._owned = owned
-        self._perform = partial(aperform, self._run)
+        self._perform = performing_async(self._run)
 
     def repository(self, aggregate_class: type[A], /) -> AsyncRepository[A]:
         return AsyncRepository(self._kept.verbs(aggregate_class), self._perform)
