@@ -182,8 +182,8 @@ def _advice(name: str, cls: type[Event], old: Fields, new: Fields) -> str:
         elif not _fits(was["type"], now["type"]):
             parts.append(f'"{field}": ...')
         elif "default" in was and was["default"] != now.get("default", ...):
-            default = was["default"]
-            known = "..." if isinstance(default, dict) and default else repr(default)
+            default: object = was["default"]
+            known = "..." if isinstance(default, dict) else repr(default)
             parts.append(f'"{field}": old.get("{field}", {known})')
     today = "old" if parts == ["**old"] else f"{{{', '.join(parts)}}}"
     code = [

@@ -105,9 +105,7 @@ class Reading(Generic[A]):
 
     def history(self, id: str, after: str) -> Verb[tuple[list[Recorded[Event]], str]]:
         """One page of recorded events behind `after`, and where the next page begins ('' : end)."""
-        rows: Sequence[Sequence[Any]] = yield from self._reading(
-            lambda: self._rows("history", (*self._key(id), after, _PAGE))
-        )
+        rows = yield from self.stored(id, after)
         if not rows and not after:
             raise NotFound(self.entity_type, id)
         page = [
@@ -125,6 +123,12 @@ class Reading(Generic[A]):
             )
         ]
         return page, rows[-1][0] if len(rows) == _PAGE else ""
+
+    def stored(self, id: str, after: str) -> Verb[Sequence[Sequence[Any]]]:
+        """One page of an entity's events behind `after`, as they are stored: id, name, data, …"""
+        return (
+            yield from self._reading(lambda: self._rows("history", (*self._key(id), after, _PAGE)))
+        )
 
     def entities(self, after: str) -> Verb[list[str]]:
         """One page of ids behind `after`."""

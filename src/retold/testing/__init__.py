@@ -5,6 +5,7 @@ the same in every run.
 """
 
 from retold.testing.clock import Clock, fixed_ids
+from retold.testing.replaying import ReplayFailure, ReplayReport, replay
 from retold.testing.scenario import Scenario, given
 
-__all__ = ["Clock", "Scenario", "fixed_ids", "given"]
+__all__ = ["Clock", "ReplayFailure", "ReplayReport", "Scenario", "fixed_ids", "given", "replay"]
