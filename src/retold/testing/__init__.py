@@ -5,7 +5,20 @@ the same in every run.
 """
 
 from retold.testing.clock import Clock, fixed_ids
+from retold.testing.delivering import deliver
 from retold.testing.replaying import ReplayFailure, ReplayReport, replay
 from retold.testing.scenario import Scenario, given
+from retold.testing.stores import temporary_async_store, temporary_store
 
-__all__ = ["Clock", "ReplayFailure", "ReplayReport", "Scenario", "fixed_ids", "given", "replay"]
+__all__ = [
+    "Clock",
+    "ReplayFailure",
+    "ReplayReport",
+    "Scenario",
+    "deliver",
+    "fixed_ids",
+    "given",
+    "replay",
+    "temporary_async_store",
+    "temporary_store",
+]
