@@ -96,7 +96,7 @@ def deliver(
     if isinstance(opened, AsyncEventStore):
         return _deliver_async(handler, recorded, times, subscription, opened)
     for _ in range(times):
-        with _causing(recorded):
+        with causing(recorded):
             result = handler(Delivery(recorded, subscription, 1, opened))
         if inspect.isawaitable(result):
             if inspect.iscoroutine(result):
@@ -113,11 +113,11 @@ async def _deliver_async(
     store: AsyncEventStore,
 ) -> None:
     for _ in range(times):
-        with _causing(recorded):
+        with causing(recorded):
             await handler(AsyncDelivery(recorded, subscription, 1, store))
 
 
-def _causing(recorded: Recorded[Event]) -> AbstractContextManager[None]:
+def causing(recorded: Recorded[Event]) -> AbstractContextManager[None]:
     """What is written because of an event says so."""
     correlation = recorded.metadata.get("correlation_id", recorded.id)
     return written_with(correlation_id=correlation, causation_id=recorded.id)
