@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import datetime
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast
@@ -139,6 +139,18 @@ class BlockingStore:
 
     def repository(self, aggregate_class: type[A], /) -> BlockingRepository[A]:
         return BlockingRepository(self._loop, self._async.repository(aggregate_class))
+
+    def stream(
+        self, aggregate_class: type[Aggregate], /, *, since: datetime | str | None = None
+    ) -> Iterator[Recorded[Event]]:
+        return self._told(self._async.stream(aggregate_class, since=since))
+
+    def _told(self, pages: AsyncIterator[T]) -> Iterator[T]:
+        async def following() -> T | None:
+            return await anext(pages, None)  # pyright: ignore[reportArgumentType]
+
+        while (item := self._loop.call(following())) is not None:
+            yield item
 
     @contextmanager
     def _block(self, block: AbstractAsyncContextManager[T]) -> Generator[T]:

@@ -10,12 +10,14 @@ import time
 from collections import Counter
 from collections.abc import (
     AsyncGenerator,
+    AsyncIterator,
     Awaitable,
     Callable,
     Generator,
+    Iterator,
 )
 from contextlib import asynccontextmanager, contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Concatenate, ParamSpec, Self, TypedDict, TypeVar, Unpack
 
 from retold.aggregates import Aggregate
@@ -26,7 +28,9 @@ from retold.errors import (
     TransactionRolledBack,
     VersionConflict,
 )
+from retold.events import Event
 from retold.ids import EventIds
+from retold.recorded import Recorded
 from retold.store.connections import BlockingDriver
 from retold.store.migrations import (
     collation,
@@ -40,6 +44,7 @@ from retold.store.numbering import install
 from retold.store.options import Settings
 from retold.store.performing import performing, performing_async
 from retold.store.plans import forget_handled
+from retold.store.reading import Place, place_since
 from retold.store.repository import AsyncRepository, Repository
 from retold.store.running import Runnable, run_all
 from retold.store.transactions import AsyncTransaction, Kept, Transaction
@@ -126,6 +131,33 @@ class EventStore(_Store):
     def repository(self, aggregate_class: type[A], /) -> Repository[A]:
         """The repository of an aggregate class; cheap, and safe to keep at module level."""
         return Repository(self._kept.verbs(aggregate_class), self._perform)
+
+    def stream(
+        self, aggregate_class: type[Aggregate], /, *, since: datetime | str | None = None
+    ) -> Iterator[Recorded[Event]]:
+        """The recorded events of all entities of one type, in the order of event ids.
+
+        since: an aware datetime, and events written earlier are left out; or an event id, and the
+        stream begins behind it. Read page by page, so that memory stays flat; nothing is held open
+        between pages.
+
+        Each entity's events are in their own order. Between entities the order is that of ids,
+        nearly that of time, and *not* that of commits: a transaction that commits late stores ids
+        below those already read. So a stream is for going through what is there, not for following
+        what comes; that is what subscriptions are for.
+
+        It walks through the ids of the whole events table from `since` on, other types included.
+        Raises InvalidValue for a datetime without time zone, UnknownEvent, UnreadableEvent.
+        """
+        verbs, place = self._kept.verbs(aggregate_class), place_since(since)
+
+        def pages() -> Iterator[Recorded[Event]]:
+            ahead: Place | None = place
+            while ahead is not None:
+                page, ahead = self._perform(verbs.stream(ahead))
+                yield from page
+
+        return pages()
 
     # --- transactions ----------------------------------------------------------------------------
 
@@ -280,6 +312,21 @@ class AsyncEventStore(_Store):
     def repository(self, aggregate_class: type[A], /) -> AsyncRepository[A]:
         """As EventStore.repository."""
         return AsyncRepository(self._kept.verbs(aggregate_class), self._perform)
+
+    def stream(
+        self, aggregate_class: type[Aggregate], /, *, since: datetime | str | None = None
+    ) -> AsyncIterator[Recorded[Event]]:
+        """As EventStore.stream."""
+        verbs, place = self._kept.verbs(aggregate_class), place_since(since)
+
+        async def pages() -> AsyncIterator[Recorded[Event]]:
+            ahead: Place | None = place
+            while ahead is not None:
+                page, ahead = await self._perform(verbs.stream(ahead))
+                for recorded in page:
+                    yield recorded
+
+        return pages()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncTransaction]:

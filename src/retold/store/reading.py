@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from retold.aggregates import Aggregate, Binding, Replay
 from retold.entity import Entity
 from retold.errors import ConnectionLost, InvalidValue, NotFound
 from retold.events import Event
-from retold.ids import milliseconds
+from retold.ids import milliseconds, moment
 from retold.metadata import decode_metadata
 from retold.recorded import Recorded, read_row, recorded_time
 from retold.snapshots import decode_state, snapshot_type
@@ -30,6 +30,8 @@ R = TypeVar("R")
 
 _EVERY_VERSION = "g"  # sorts behind every hexadecimal id, in byte order and in any collation
 _PAGE = 500
+_WALK = 10_000
+"""How many events of any type one statement of a stream passes over at most."""
 
 
 @dataclass(slots=True)
@@ -37,6 +39,30 @@ class Loaded(Generic[A]):
     state: A
     version: str
     since: int  # events since the snapshot
+
+
+class Place(NamedTuple):
+    """Where a stream has come to: behind the id `after`, on a walk to the id `end`.
+
+    end: '' before the walk. since: events written earlier are left out; their ids may be raised.
+    """
+
+    after: str
+    end: str = ""
+    since: datetime | None = None
+
+
+def place_since(since: str | datetime | None) -> Place:
+    """Where a stream begins. Raises InvalidValue for what is no id and no aware datetime."""
+    if since is None:
+        return Place("")
+    if isinstance(since, str):
+        milliseconds(since)
+        return Place(since)
+    if since.tzinfo is None:
+        raise InvalidValue("stream(since=…) needs a datetime with a time zone")
+    ms = max(0, (since - moment(0)) // timedelta(milliseconds=1))
+    return Place(f"{ms:016x}", since=moment(ms))
 
 
 class Reading(Generic[A]):
@@ -79,9 +105,7 @@ class Reading(Generic[A]):
 
     def history(self, id: str, after: str) -> Verb[tuple[list[Recorded[Event]], str]]:
         """One page of recorded events behind `after`, and where the next page begins ('' : end)."""
-        rows: Sequence[Sequence[Any]] = yield from self._reading(
-            lambda: self._rows("history", (*self._key(id), after, _PAGE))
-        )
+        rows = yield from self.stored(id, after)
         if not rows and not after:
             raise NotFound(self.entity_type, id)
         page = [
@@ -100,12 +124,51 @@ class Reading(Generic[A]):
         ]
         return page, rows[-1][0] if len(rows) == _PAGE else ""
 
+    def stored(self, id: str, after: str) -> Verb[Sequence[Sequence[Any]]]:
+        """One page of an entity's events behind `after`, as they are stored: id, name, data, …"""
+        return (
+            yield from self._reading(lambda: self._rows("history", (*self._key(id), after, _PAGE)))
+        )
+
     def entities(self, after: str) -> Verb[list[str]]:
         """One page of ids behind `after`."""
         rows: Sequence[Sequence[Any]] = yield from self._reading(
             lambda: self._rows("entities", (self.entity_type, after, _PAGE))
         )
         return [id for (id,) in rows]
+
+    def stream(self, place: Place) -> Verb[tuple[list[Recorded[Event]], Place | None]]:
+        """One page of recorded events of this type, in the order of ids, and the next place.
+
+        A page may be empty, where many events of other types lie between.
+        """
+        after, end, since = place
+        walked = _WALK
+        if not end:
+            rows = yield from self._reading(lambda: self._rows("stream_end", (after, _WALK)))
+            end, walked = rows[0]
+            if not walked:
+                return [], None
+        params = (after, end, self.entity_type, _PAGE)
+        rows = yield from self._reading(lambda: self._rows("stream", params))
+        page = [
+            recorded
+            for event_id, name, data, id, trigger, metadata in rows
+            for recorded in read_row(
+                self._settings.codec,
+                self.entity_type,
+                id,
+                event_id,
+                name,
+                data,
+                trigger,
+                metadata,
+            )
+            if since is None or recorded.time >= since
+        ]
+        if len(rows) == _PAGE:
+            return page, Place(rows[-1][0], end, since)
+        return page, Place(end, "", since) if walked == _WALK else None
 
     def _reading(self, plan: Callable[[], Plan[R]]) -> Verb[R]:
         """Run a plan that only reads; a connection that had died meanwhile is replaced once."""

@@ -94,6 +94,19 @@ AND event_id > %s
 ORDER BY event_id
 LIMIT %s
 
+-- stream_end --
+-- Where a walk over so many events of any type ends.
+SELECT max(event_id), count(*) FROM (
+SELECT event_id FROM {events} WHERE event_id > %s ORDER BY event_id LIMIT %s) walked
+
+-- stream --
+-- Said by name, lest all events of the type are sorted for every page.
+SELECT event_id, event_type, event_data, entity_id, triggering_event, metadata
+FROM {events} FORCE INDEX (PRIMARY)
+WHERE event_id > %s AND event_id <= %s AND entity_type = %s
+ORDER BY event_id
+LIMIT %s
+
 -- entities --
 SELECT entity_id FROM {entities}
 WHERE entity_type = %s AND entity_id > %s

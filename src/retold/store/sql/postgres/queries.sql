@@ -128,6 +128,19 @@ WHERE entity_type = %s AND entity_id = %s AND event_id > %s
 ORDER BY event_id
 LIMIT %s
 
+-- stream_end --
+-- Where a walk over so many events of any type ends.
+SELECT max(event_id), count(*) FROM (
+SELECT event_id FROM {events} WHERE event_id > %s ORDER BY event_id LIMIT %s) walked
+
+-- stream --
+-- The concatenation keeps PostgreSQL from sorting all events of the type for every page, which it
+-- would do while it has no statistics: it walks the ids instead.
+SELECT event_id, event_type, event_data, entity_id, triggering_event, metadata FROM {events}
+WHERE event_id > %s AND event_id <= %s AND entity_type || '' = %s
+ORDER BY event_id
+LIMIT %s
+
 -- entities --
 SELECT entity_id FROM {entities}
 WHERE entity_type = %s AND entity_id > %s

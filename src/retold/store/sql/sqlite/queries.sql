@@ -73,6 +73,18 @@ WHERE entity_type = ? AND entity_id = ? AND event_id > ?
 ORDER BY event_id
 LIMIT ?
 
+-- stream_end --
+-- Where a walk over so many events of any type ends.
+SELECT max(event_id), count(*) FROM (
+SELECT event_id FROM {events} WHERE event_id > ? ORDER BY event_id LIMIT ?) walked
+
+-- stream --
+-- The plus keeps SQLite from sorting all events of the type for every page: it walks the ids instead.
+SELECT event_id, event_type, event_data, entity_id, triggering_event, metadata FROM {events}
+WHERE event_id > ? AND event_id <= ? AND +entity_type = ?
+ORDER BY event_id
+LIMIT ?
+
 -- entities --
 SELECT entity_id FROM {entities}
 WHERE entity_type = ? AND entity_id > ?
