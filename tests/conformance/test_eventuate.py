@@ -290,6 +290,17 @@ def test_what_java_recorded_is_told(java: Java, adopted: EventStore) -> None:
     assert event == AccountNoted('quote " back\\slash € 😀 <b>', ("x", "y"), Decimal("1.50"), "zoë")
 
 
+@on(KINDS)
+def test_what_java_recorded_is_streamed(java: Java, adopted: EventStore) -> None:
+    ids = sorted(row["event_id"] for row in java.golden["events"] if row["entity_type"] == ACCOUNT)
+    streamed = list(adopted.stream(Account))
+    assert [recorded.id for recorded in streamed] == ids
+    since = streamed[2]
+    assert next(adopted.stream(Account, since=since.id)) == streamed[3]
+    from_then = list(adopted.stream(Account, since=since.time))
+    assert from_then == [recorded for recorded in streamed if recorded.time >= since.time]
+
+
 @on(LOOSE)
 def test_the_event_that_caused_an_update_of_javas_is_told(adopted: EventStore) -> None:
     history = list(adopted.repository(Account).history("acc-target"))
