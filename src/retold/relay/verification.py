@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from retold.brokers.published import PublishedEvent, events_in, topic_name
 from retold.relay.catching_up import share
 from retold.relay.known import writing
-from retold.relay.wire import IGNORED, PublishedEvent, events_in, topic_name
+from retold.relay.wire import IGNORED
 
 if TYPE_CHECKING:
     from retold.brokers.base import Published, TopicReader
