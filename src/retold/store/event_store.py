@@ -13,6 +13,7 @@ from collections.abc import (
     Awaitable,
     Callable,
     Generator,
+    Mapping,
 )
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
@@ -25,6 +26,7 @@ from retold.drivers import join, join_async, open_async_driver, open_driver
 from retold.errors import (
     RetoldError,
     TransactionRolledBack,
+    UsageError,
     VersionConflict,
 )
 from retold.ids import EventIds
@@ -38,7 +40,7 @@ from retold.store.migrations import (
     step_names,
 )
 from retold.store.numbering import install
-from retold.store.options import Settings
+from retold.store.options import KafkaAddress, Settings
 from retold.store.performing import aperform, perform
 from retold.store.plans import forget_handled
 from retold.store.repository import AsyncRepository, Repository
@@ -61,6 +63,8 @@ class StoreOptions(TypedDict, total=False):
     max_event_bytes: int
     retries: int
     ids: EventIds
+    kafka: str
+    kafka_settings: Mapping[str, str]
 
 
 class _Store:
@@ -73,10 +77,17 @@ class _Store:
         max_event_bytes: the largest event accepted, in bytes of JSON.
         retries: how often an update is tried again after losing to another.
         ids: where event ids come from; for tests.
+        kafka: "host:port[,host:port…]". A relay publishes the events there, and subscriptions of
+        this store consume them from there instead of from the database.
+        kafka_settings: more for the Kafka client, in librdkafka's names, such as sasl.password.
 
         Raises InvalidURL and MissingExtra. Does no I/O.
         """
         self._url = parse_url(url)
+        kafka, kafka_settings = options.get("kafka"), options.get("kafka_settings", {})
+        if kafka_settings and not kafka:
+            raise UsageError("kafka_settings say how to reach a Kafka: name it by kafka=…")
+        self._kafka = KafkaAddress(kafka, dict(kafka_settings)) if kafka else None
         self._settings = Settings(
             codec=options.get("codec") or Codec(),
             ids=options.get("ids") or EventIds(),
@@ -87,6 +98,11 @@ class _Store:
     @property
     def codec(self) -> Codec:
         return self._settings.codec
+
+    @property
+    def kafka(self) -> KafkaAddress | None:
+        """The Kafka that subscriptions consume from."""
+        return self._kafka
 
     @property
     def counts(self) -> Counter[str]:
