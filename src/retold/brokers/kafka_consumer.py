@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -47,6 +48,7 @@ PATIENCE_S = 10.0
 REVOKE_S = 10.0
 """How long what is in hand may still be committed while its partition is revoked."""
 _SLICE_S = 0.1
+_SHORT_S = 0.004
 _AT_ONCE = 200
 _BUFFERED = 2_000
 _BUFFERED_BYTES = 8_000_000
@@ -67,6 +69,16 @@ _LOST = {
 _GONE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 _PASSING = {KafkaError._MAX_POLL_EXCEEDED}
 _log = logging.getLogger("retold.subscriptions")
+
+
+@dataclass(slots=True)
+class _Commit:
+    """A commit asked for. The reader makes it: the client lets one thread in at a time."""
+
+    handled: Mapping[int, tuple[Share, int]]
+    until: float
+    done: bool = False
+    failure: RetoldError | None = None
 
 
 class KafkaConsumer:
@@ -114,6 +126,9 @@ class KafkaConsumer:
             # How soon a topic that is missing is found when it is made.
             "topic.metadata.refresh.interval.ms": 5_000,
             "socket.timeout.ms": 15_000,
+            # A broker answers when there is something. That long a new partition waits to be asked
+            # for, as there is one question to a broker at a time.
+            "fetch.wait.max.ms": 100,
             "fetch.max.bytes": 8_000_000,
             "queued.max.messages.kbytes": 8_000,
             # How long fetching rests when that much is waiting.
@@ -131,8 +146,7 @@ class KafkaConsumer:
         self._shares: dict[int, Share] = {}
         self._buffer: deque[tuple[int, Message | RetoldError]] = deque()
         self._bytes = 0
-        # Held while a commit is on its way: a partition is not given up under it.
-        self._committing = threading.RLock()
+        self._commits: list[_Commit] = []
         # The reader's own.
         self._paused: set[Place] = set()
         self._missing: set[str] = set()
@@ -218,40 +232,54 @@ class KafkaConsumer:
 
     def commit(self, positions: Mapping[int, int]) -> None:
         """As Consumer.commit; a position never goes back. Raises also BrokerUnavailable."""
-        until = time.monotonic() + self._patience_s
         with self._changed:
-            shares = {n: self._shares[n] for n in positions if n in self._shares}
-        while not self._save({n: (shares[n], positions[n]) for n in shares}):
-            # Lost for good, or the group is about to share out anew: the reader will hear of it.
-            if time.monotonic() >= until:
-                raise self._cluster.unavailable("committing")
-            with self._changed:
-                self._changed.wait(0.02)
-        if len(shares) < len(positions):
+            handled = {n: (self._shares[n], at) for n, at in positions.items() if n in self._shares}
+            if handled:
+                request = _Commit(handled, time.monotonic() + self._patience_s)
+                self._commits.append(request)
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: request.done)
+                if request.failure is not None:
+                    raise request.failure
+        if len(handled) < len(positions):
             raise AssignmentLost(self._name)
 
-    def _save(self, handled: Mapping[int, tuple[Share, int]]) -> bool:
-        """False where the group does not take it now. Raises AssignmentLost."""
-        with self._committing:
+    def _serve_commits(self, client: Consumer) -> None:
+        """Commit what the caller asked for. What the group does not take now stays asked for: it is
+        about to share out anew, or has struck this member off, which the next poll tells."""
+        with self._changed:
+            requests, self._commits = self._commits, []
+        for request in requests:
+            try:
+                done = self._save(client, request.handled)
+                if not done and time.monotonic() >= request.until:
+                    raise self._cluster.unavailable("committing")
+            except RetoldError as error:
+                done, request.failure = True, error
             with self._changed:
-                client = self._client
-                if any(self._shares.get(n) is not share for n, (share, _) in handled.items()):
-                    raise AssignmentLost(self._name)
-                saves = {n: share.behind(position) for n, (share, position) in handled.items()}
-                saves = {n: at for n, at in saves.items() if at > handled[n][0].saved}
-            if not saves or client is None:
-                return True
+                request.done = done
+                if not done:
+                    self._commits.append(request)
+                self._changed.notify_all()
+
+    def _save(self, client: Consumer, handled: Mapping[int, tuple[Share, int]]) -> bool:
+        """False where the group does not take it now. Raises AssignmentLost."""
+        with self._changed:
+            if any(self._shares.get(n) is not share for n, (share, _) in handled.items()):
+                raise AssignmentLost(self._name)
+            saves = {n: share.behind(position) for n, (share, position) in handled.items()}
+            saves = {n: at for n, at in saves.items() if at > handled[n][0].saved}
+        if saves:
             try:
                 client.commit(offsets=self._offsets(saves), asynchronous=False)
             except KafkaException as error:
                 if error.args[0].code() in _LOST:
                     return False
                 raise self._cluster.failure(error.args[0], "committing") from None
-            with self._changed:
-                for partition, position in saves.items():
-                    handled[partition][0].saved = position
-                self._changed.notify_all()
-            return True
+        with self._changed:
+            for partition, position in saves.items():
+                handled[partition][0].saved = position
+        return True
 
     def _offsets(self, positions: Mapping[int, int]) -> list[TopicPartition]:
         return [
@@ -299,6 +327,9 @@ class KafkaConsumer:
                 self._drop(list(self._shares))
                 self._client, self._joined, self._thread = None, False, None
                 self._failure = failure
+                for request in self._commits:
+                    request.done, request.failure = True, AssignmentLost(self._name)
+                self._commits.clear()
                 self._changed.notify_all()
 
     def _end(self, client: Consumer, *, clean: bool) -> None:
@@ -308,14 +339,15 @@ class KafkaConsumer:
             # What is in hand is not waited for.
             with self._changed:
                 self._drop(list(self._shares))
-            with self._committing:
-                client.close()
+            client.close()
 
     def _read(self, client: Consumer) -> None:
         look = time.monotonic() + _PASSED_S
         while not self._closed.is_set():
             self._wait_for_room(client)
-            first = client.poll(_SLICE_S)
+            self._serve_commits(client)
+            # Nothing else wakes it, and who has something in hand may commit at any moment.
+            first = client.poll(_SHORT_S if self._in_hand(list(self._shares)) else _SLICE_S)
             if first is not None:
                 self._take_in(first, *client.consume(_AT_ONCE, 0))
             if time.monotonic() >= look:
@@ -338,7 +370,7 @@ class KafkaConsumer:
 
     def _has_room(self) -> bool:
         room = len(self._buffer) < _BUFFERED and self._bytes < _BUFFERED_BYTES
-        return room or self._closed.is_set()
+        return room or bool(self._commits) or self._closed.is_set()
 
     def _take_in(self, *records: Any) -> None:
         with self._changed:
@@ -488,17 +520,21 @@ class KafkaConsumer:
 
     def _on_revoke(self, client: Consumer, partitions: list[TopicPartition]) -> None:
         mine = [self._partition(at.topic, at.partition) for at in partitions]
+        until = time.monotonic() + self._revoke_s
         with self._changed:
             self._drop_buffered(set(mine))
-            if not self._changed.wait_for(lambda: not self._in_hand(mine), self._revoke_s):
-                _log.warning(
-                    "%s: events in hand were not handled within %.0f s: another member gets them "
-                    "too",
-                    self._name,
-                    self._revoke_s,
-                )
+        while self._in_hand(mine) and time.monotonic() < until:
+            with self._changed:
+                self._changed.wait(0.02)
+            self._serve_commits(client)
+        if self._in_hand(mine):
+            _log.warning(
+                "%s: events in hand were not handled within %.0f s: others get them too",
+                self._name,
+                self._revoke_s,
+            )
         self._save_passed(client, mine)
-        with self._committing, self._changed:
+        with self._changed:
             self._drop(mine)
 
     def _in_hand(self, partitions: Iterable[int]) -> bool:
