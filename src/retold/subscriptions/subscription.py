@@ -99,6 +99,11 @@ class Subscription:
 
         return register
 
+    @property
+    def has_async_handlers(self) -> bool:
+        """Whether it needs an AsyncEventStore."""
+        return any(inspect.iscoroutinefunction(handler) for _, _, handler in self._handlers)
+
     def _routes(self) -> dict[tuple[str, type[Event]], Handler]:
         """(entity type, event class) → handler."""
         if not self._handlers:
