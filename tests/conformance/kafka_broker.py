@@ -8,12 +8,12 @@ from __future__ import annotations
 import secrets
 import sqlite3
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from typing import Any
 
 from retold import EventStore
 from retold.brokers.kafka import KafkaPublisher
@@ -21,6 +21,8 @@ from retold.brokers.kafka_consumer import KafkaConsumer
 from retold.brokers.published import topic_name
 from retold.relay.source import Row
 from retold.relay.wire import records
+
+_admin: Any = import_module("confluent_kafka.admin")
 
 PARTITIONS = 16
 LONGEST_S = 300.0
@@ -74,8 +76,8 @@ def _topic(prefix: str, entity_type: str) -> str:
 @contextmanager
 def topics_of(bootstrap: str, counts: dict[str, int]) -> Generator[None]:
     """Topics with their numbers of partitions, for a while."""
-    admin = AdminClient({"bootstrap.servers": bootstrap})
-    new = [NewTopic(topic, count, 1) for topic, count in counts.items()]
+    admin = _admin.AdminClient({"bootstrap.servers": bootstrap})
+    new = [_admin.NewTopic(topic, count, 1) for topic, count in counts.items()]
     for made in admin.create_topics(new).values():
         made.result()
     yield
@@ -117,6 +119,3 @@ def copying(broker: KafkaBroker, publisher: KafkaPublisher) -> Generator[None]:
         ended.set()
         thread.join()
     assert failures == []
-
-
-Publishing = Callable[[], KafkaPublisher]
