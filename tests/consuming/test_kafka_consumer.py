@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
+from itertools import pairwise
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +88,7 @@ def test_what_java_published_is_understood(bootstrap: str, database: str) -> Non
         "beginning",
         topic_of=lambda _: topic.name,
     )
-    wanted = [row for row in rows if row["entity_type"] == sorted(types)[0]]
+    wanted = [row for row in rows if row["entity_type"] == min(types)]
     published = {id for sample in samples for id in _ids(sample)}
     wanted = [row for row in wanted if row["event_id"] in published]
     with closing(consumer):
@@ -262,7 +264,7 @@ def test_while_members_come_and_go_nothing_is_lost_and_each_key_keeps_its_order(
         own = handled[f"k{n}"]
         assert list(dict.fromkeys(own)) == list(range(n, total, 6))
         # What was handled came again at most where a partition moved, and in order.
-        assert sum(b <= a for a, b in zip(own, own[1:], strict=False)) <= 4
+        assert sum(b <= a for a, b in pairwise(own)) <= 4
 
 
 def work_and_tell(topic_name: str, bootstrap: str, partitions: int, pipe: Connection) -> None:
@@ -279,7 +281,7 @@ def test_when_a_member_is_killed_the_others_go_on_where_it_was(bootstrap: str) -
     topic, total = crowded(bootstrap), 300
     told = defaultdict[str, list[int]](list)
     pipes: list[Connection] = []
-    processes = []
+    processes: list[BaseProcess] = []
     for _ in range(3):
         mine, other = _PROCESSES.Pipe()
         process = _PROCESSES.Process(
@@ -290,15 +292,16 @@ def test_when_a_member_is_killed_the_others_go_on_where_it_was(bootstrap: str) -
         pipes.append(mine)
         processes.append(process)
 
-    def listen() -> None:
-        for pipe in pipes:
+    def heard() -> int:
+        """How many events all have told of."""
+        for pipe in list(pipes):
             try:
                 while pipe.poll():
                     key, number = pipe.recv()
                     told[key].append(number)
             except EOFError:
                 pipes.remove(pipe)
-                return
+        return sum(len(set(own)) for own in told.values())
 
     for number in range(total):
         topic.put(
@@ -306,16 +309,16 @@ def test_when_a_member_is_killed_the_others_go_on_where_it_was(bootstrap: str) -
         )
         if number % 10 == 0:
             topic.flush()
-            listen()
+            heard()
             time.sleep(0.03)
         if number == 150:
-            eventually(lambda: (listen(), bool(told))[1])
+            eventually(lambda: heard() > 0)
             os.kill(processes[0].pid or 0, signal.SIGKILL)
     topic.flush()
-    eventually(lambda: (listen(), sum(len(set(own)) for own in told.values()) == total)[1])
-    for process in processes:
-        process.kill()
-        process.join()
+    eventually(lambda: heard() == total)
+    for each in processes:
+        each.kill()
+        each.join()
     for n in range(6):
         assert list(dict.fromkeys(told[f"k{n}"])) == list(range(n, total, 6))
 

@@ -204,9 +204,11 @@ class KafkaConsumer:
 
     def _reach_end(self) -> None:
         """Wait until all is read that is there by now, or until there is a message."""
-        until = time.monotonic() + self._patience_s
+        until = time.monotonic() + self._patience_s + self._revoke_s
         ends: dict[int, int] | None = None
         while not self._is_due():
+            if not self._joined and self._missing.issuperset(self._topics):
+                return
             if self._joined and ends is None:
                 places = [self._place(partition) for partition in self._shares]
                 self._changed.release()
@@ -222,7 +224,7 @@ class KafkaConsumer:
                 for partition, end in ends.items()
             ):
                 return
-            elif not self._changed.wait(until - time.monotonic()):
+            elif not self._changed.wait(max(0.0, until - time.monotonic())):
                 raise self._cluster.unavailable(f"reading for subscription {self._name!r}")
 
     def wake(self) -> None:
@@ -454,6 +456,7 @@ class KafkaConsumer:
         shares = self._begin(client, partitions)
         with self._changed:
             for at in partitions:
+                self._missing.discard(at.topic)
                 share = shares[at.topic, at.partition]
                 if share.read >= 0:
                     at.offset = committed_as(share.read)[0]

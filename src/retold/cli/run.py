@@ -8,7 +8,6 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from retold.cli.logs import start_logging
@@ -63,8 +62,12 @@ def run(chosen: argparse.Namespace) -> int:
         raise UsageError(f"subscription {min(doubles)!r} is named twice")
     start_logging(settings.text("log-format", "auto"))
     stop = threading.Event()
+
+    def stop_now(number: int, frame: object) -> None:
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, stop_now)
     _log.info("running %s", ", ".join(one.name for one in found))
     try:
         if any(one.has_async_handlers for one in found):
@@ -107,7 +110,7 @@ def subscriptions(text: str) -> list[Subscription]:
         found = getattr(found, part)
     if not isinstance(found, Subscription) and callable(found):
         found = found()
-    several = list(found) if isinstance(found, Iterable) else [found]
+    several: list[Any] = list(found) if hasattr(found, "__iter__") else [found]
     if not several or not all(isinstance(one, Subscription) for one in several):
         raise UsageError(f"{text} is not {_WANTED}")
     return several
