@@ -348,6 +348,31 @@ class AssignmentLost(RetoldError):
     subscription: str
 
 
+@dataclass(eq=False)
+class UnreadableRecord(RetoldError):
+    """Record {offset} in partition {partition} of topic {topic!r} holds no event: {reason}. The
+    subscription stopped before it, nothing was skipped. Find out who writes to this topic; to go
+    on behind the record, set the consumer group's offset while no member runs."""
+
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+
+
+@dataclass(eq=False)
+class PositionGone(RetoldError):
+    """Partition {partition} of topic {topic!r} no longer holds the place where subscription
+    {subscription!r} goes on: {reason}. Nothing was skipped. Either the topic was made anew, or its
+    retention removed events before they were handled. Set the consumer group's offset while no
+    member runs; what is missing is in the events table."""
+
+    subscription: str
+    topic: str
+    partition: int
+    reason: str
+
+
 # --- the relay ----------------------------------------------------------------------------------
 
 
@@ -445,7 +470,7 @@ class RecordTooLarge(RelayStopped):
 @dataclass(eq=False)
 class BrokerRefused(RelayStopped):
     """Kafka refused: {reason}. Mend the topic, the setting or the permission it names, then start
-    the relay again."""
+    again."""
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ import pytest
 
 from retold import EventStore
 from tests.conformance.blocking import open_store
-from tests.rig import DATABASES, Rig
+from tests.rig import DATABASES, KINDS, Rig
 
 FLAVOURS = {
     kind: ("sync", "async", "mysqlclient") if kind in ("mysql8", "mariadb") else ("sync", "async")
@@ -26,7 +26,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "flavour" in names and not any("flavour" in str(args) for args in marked):
         metafunc.parametrize(("kind", "flavour"), PAIRS)
     elif "kind" in names and not any("kind" in str(args) for args in marked):
-        metafunc.parametrize("kind", DATABASES)
+        metafunc.parametrize("kind", KINDS if "broker" in names else DATABASES)
 
 
 class Shared:

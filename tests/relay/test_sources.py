@@ -12,9 +12,10 @@ from itertools import islice
 import pytest
 
 from retold import EventStore
+from retold.brokers.published import BinlogFileOffset
 from retold.errors import ConnectionLost, StoreUnavailable
 from retold.relay.positions import BinlogPosition, PollingPosition, Position, WalPosition
-from retold.relay.source import MAX_BYTES, MAX_ROWS, BinlogFileOffset, Chunk
+from retold.relay.source import MAX_BYTES, MAX_ROWS, Chunk
 from retold.relay.sources import binlog, wal, wal_database
 from tests.conformance.domain import Account
 from tests.integration.proxy import Proxy

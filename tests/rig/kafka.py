@@ -30,6 +30,8 @@ _SETTINGS = {
     "auto.create.topics.enable": "true",
     "num.partitions": "2",
     "group.initial.rebalance.delay.ms": "0",
+    # Members may be missed soon.
+    "group.min.session.timeout.ms": "100",
     # How long a killed broker is taken to be alive, and may not start again.
     "broker.session.timeout.ms": "1500",
     "broker.heartbeat.interval.ms": "300",

@@ -7,8 +7,9 @@ from unittest.mock import patch
 
 import pytest
 
+from retold.brokers.published import BinlogFileOffset
 from retold.errors import LogUnreadable, MissingExtra
-from retold.relay.source import MAX_ROWS, BinlogFileOffset, Row
+from retold.relay.source import MAX_ROWS, Row
 from retold.relay.sources.binlog_events import Decoder, LogEnded
 from retold.relay.sources.binlog_rows import Column
 from tests.relay.binlog import (

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from retold.relay.source import BinlogFileOffset, Row
+from retold.brokers.published import BinlogFileOffset
+from retold.relay.source import Row
 from retold.relay.sources.binlog_rows import (
     WANTED,
     Column,

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from retold.relay.source import MAX_ROWS, BinlogFileOffset, Row
+from retold.brokers.published import BinlogFileOffset
+from retold.relay.source import MAX_ROWS, Row
 from retold.relay.sources.binlog_spool import Spool
 
 

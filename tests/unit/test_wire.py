@@ -10,8 +10,9 @@ import pytest
 from confluent_kafka import murmur2
 
 from retold.brokers.base import Record
-from retold.relay.source import BinlogFileOffset, Row
-from retold.relay.wire import events_in, records, topic_name
+from retold.brokers.published import BinlogFileOffset, events_in, topic_name
+from retold.relay.source import Row
+from retold.relay.wire import records
 
 _GOLDEN = Path(__file__).parent.parent / "golden/eventuate"
 

@@ -1,14 +1,19 @@
-"""Which consumer serves a store that is its own broker."""
+"""Which consumer serves a subscription: on Kafka where the store names one, else on its database."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from retold.brokers.base import Consumer
 from retold.brokers.database import DatabaseConsumer
 from retold.brokers.numbered import NumberedConsumer
 from retold.brokers.polling import Start
 from retold.store.connections import BlockingDriver
+from retold.store.options import KafkaAddress
+
+Assignor = Literal["cooperative-sticky", "range"]
+"""How a consumer group shares partitions out. Its members must agree; Java's default is range."""
 
 
 def open_consumer(
@@ -17,8 +22,16 @@ def open_consumer(
     topics: Sequence[str],
     event_types: Sequence[str],
     start: Start,
+    kafka: KafkaAddress | None = None,
+    assignor: Assignor = "cooperative-sticky",
 ) -> Consumer:
-    """A member of a subscription on the store's own database."""
+    """A member of a subscription. Raises MissingExtra for a Kafka without its client."""
+    if kafka is not None:
+        from retold.brokers.kafka_consumer import KafkaConsumer
+
+        return KafkaConsumer(
+            kafka.bootstrap, name, topics, event_types, start, kafka.settings, assignor=assignor
+        )
     if driver.dialect.name == "sqlite":
         return DatabaseConsumer(driver, name, topics, event_types, start)
     return NumberedConsumer(driver, name, topics, event_types, start)

@@ -13,7 +13,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from importlib import import_module
 from typing import Any, TypeVar
@@ -65,6 +65,8 @@ _RESERVED = {
     *("bootstrap.servers", "transactional.id", "enable.idempotence", "acks", "group.id"),
     *("request.required.acks", "partitioner", "isolation.level", "enable.auto.commit"),
     *("batch.size", "batch.num.messages", "delivery.report.only.error", "enable.partition.eof"),
+    *("auto.offset.reset", "enable.auto.offset.store", "allow.auto.create.topics"),
+    *("partition.assignment.strategy", "group.protocol"),
 }
 _SECRET = re.compile(r"password|secret|token|\.pem$|jaas|oauthbearer\.config")
 
@@ -207,6 +209,13 @@ class Cluster:
                 {**self._own(), **own, **self._shared(), **self._common()}, logger=_client_log
             )
 
+    def member(self, own: dict[str, Any]) -> Consumer:
+        """A consumer that joins a group; the user's settings win over `own`."""
+        with self.translating("the consumer's settings"):
+            return Consumer(
+                {**self._own(), **own, **self._settings, **self._common()}, logger=_client_log
+            )
+
     def admin(self) -> Any:
         """The administrator's client, the same one until `forget_admin`."""
         _retired.clear()
@@ -331,16 +340,22 @@ class Cluster:
             time.sleep(0.02)
         return counts
 
-    def offsets(self, places: Sequence[Place], which: Any) -> dict[Place, int]:
+    def offsets(
+        self,
+        places: Iterable[Place],
+        which: Any,
+        # Behind the last record, whether it is visible yet or not.
+        isolation: IsolationLevel = IsolationLevel.READ_UNCOMMITTED,
+    ) -> dict[Place, int]:
         """The first offset, or the one behind the last, of each partition."""
+        places = list(places)
         if not places:
             return {}
         patience = self.patience()
         while True:
             asked = self.admin().list_offsets(
                 {TopicPartition(*place): which for place in places},
-                # Behind the last record, whether it is visible yet or not.
-                isolation_level=IsolationLevel.READ_UNCOMMITTED,
+                isolation_level=isolation,
                 request_timeout=self._seconds,
             )
             try:

@@ -1,7 +1,7 @@
 """The command line: `retold COMMAND`, one module for each command.
 
-Exit codes: 0 for done, 1 where the answer to a check is no, 2 for an error; a relay has two more. An error is one line
-that says what happened and one that says what to do.
+Exit codes: 0 for done, 1 where the answer to a check is no, 2 for an error; those that run for long
+have more. An error is one line that says what happened and one that says what to do.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import sys
 from inspect import cleandoc
 from typing import TYPE_CHECKING
 
-from retold.cli import doctor, migrate, relay, schema, verify
+from retold.cli import doctor, migrate, relay, run, schema, verify
 from retold.errors import RetoldError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_COMMANDS = (migrate, relay, verify, doctor, schema)
+_COMMANDS = (migrate, run, relay, verify, doctor, schema)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

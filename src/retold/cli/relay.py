@@ -86,10 +86,15 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 
 def add_connections(parser: argparse.ArgumentParser) -> None:
-    """The options of every command that knows a database and Kafka."""
+    """The options of every command that knows a relay: its name, its database and Kafka."""
+    add_places(parser)
+    parser.add_argument("--name", metavar="NAME", help="of the relay; default: the database's name")
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Where the database is, and Kafka."""
     parser.add_argument("--database", metavar="URL", help="default: $RETOLD_DATABASE_URL")
     parser.add_argument("--kafka", metavar="HOST:PORT[,…]", help="default: $RETOLD_KAFKA")
-    parser.add_argument("--name", metavar="NAME", help="of the relay; default: the database's name")
     parser.add_argument("--config", metavar="FILE", help="a TOML file; default: pyproject.toml")
     parser.add_argument(
         "--kafka-setting",

@@ -19,17 +19,18 @@ import logging
 from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
 
+from retold.brokers.published import events_in, topic_name
 from retold.errors import EventsOutOfOrder, LogRewound
 from retold.relay.known import KnownIds, KnownUntil
-from retold.relay.wire import events_in, records, topic_name
+from retold.relay.wire import records
 
 if TYPE_CHECKING:
     from retold.brokers.base import Record, TopicReader
+    from retold.brokers.published import PublishedEvent
     from retold.relay.positions import Position
     from retold.relay.progress import Progress
     from retold.relay.source import Row, Source
     from retold.relay.table import Table
-    from retold.relay.wire import PublishedEvent
 
 Lost = Literal["trust", "stop", "list"]
 """What to do about events that Kafka holds and the table does not: trust that there are none, stop

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from retold.brokers.published import topic_name
 from retold.errors import (
     AccessDenied,
     BrokerRefused,
@@ -36,7 +37,7 @@ from retold.relay.kafka_checks import (
 )
 from retold.relay.sources import binlog_checks, wal_checks
 from retold.relay.table import Table
-from retold.relay.wire import IGNORED, topic_name
+from retold.relay.wire import IGNORED
 
 if TYPE_CHECKING:
     from retold.brokers.kafka_facts import KafkaFacts

@@ -19,6 +19,7 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from retold.brokers.published import topic_name
 from retold.errors import (
     Fenced,
     LeadershipLost,
@@ -31,7 +32,6 @@ from retold.errors import (
 from retold.relay.catching_up import CatchUp, Lost
 from retold.relay.positions import Checkpoint, decode_checkpoint, encode_checkpoint
 from retold.relay.reader import Reader
-from retold.relay.wire import topic_name
 
 if TYPE_CHECKING:
     import threading

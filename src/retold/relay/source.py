@@ -25,18 +25,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import msgspec
-
+from retold.brokers.published import BinlogFileOffset
 from retold.relay.positions import Position
-
-
-class BinlogFileOffset(msgspec.Struct, frozen=True, gc=False):
-    """Where an event stands in the binary log, as Java Eventuate writes it into the message."""
-
-    binlogFilename: str
-    offset: int
-    rowsToSkip: int = 0
-
 
 Row = tuple[str, str, str, str, str, str | None, BinlogFileOffset | None]
 """event_id, event_type, event_data, entity_type, entity_id, metadata, place in a binary log."""

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from retold.brokers.published import PublishedEvent, events_in, topic_name
 from retold.ids import milliseconds
 from retold.relay.catching_up import share
 from retold.relay.scratch import open_scratch, writing
-from retold.relay.wire import IGNORED, PublishedEvent, events_in, topic_name
+from retold.relay.wire import IGNORED
 
 if TYPE_CHECKING:
     from retold.brokers.base import Published, TopicReader

@@ -1,9 +1,4 @@
-"""What is published: one Kafka record for each event, as Java Eventuate's subscribers expect it.
-
-The value is the JSON of `PublishedEvent` (eventuate-common): the event's own JSON and its metadata
-are texts inside. The key is the entity's id, the topic its type; `$`, which Kafka does not allow in
-a topic's name, is spelt `_DLR_`.
-"""
+"""What is published: one Kafka record for each event, as Java Eventuate's subscribers expect it."""
 
 from __future__ import annotations
 
@@ -12,27 +7,11 @@ from collections.abc import Iterable
 import msgspec
 
 from retold.brokers.base import Record
-from retold.relay.source import BinlogFileOffset, Row
+from retold.brokers.published import PublishedEvent, topic_name
+from retold.relay.source import Row
 
 IGNORED = "CDC-IGNORED"
 """The entity type of rows that Eventuate's own migrations leave behind; never published."""
-
-
-class PublishedEvent(msgspec.Struct, omit_defaults=True):
-    """The value of a record; the names and their order are Eventuate's."""
-
-    id: str
-    entityId: str
-    entityType: str
-    eventData: str
-    eventType: str
-    binlogFileOffset: BinlogFileOffset | None = None
-    metadata: str | None = None
-
-
-def topic_name(entity_type: str) -> str:
-    """The topic of an entity type."""
-    return entity_type.replace("$", "_DLR_")
 
 
 _encode = msgspec.json.Encoder().encode
@@ -85,59 +64,3 @@ def _time(event_id: str) -> bytes:
         return b"%d" % int(event_id[:16], 16)
     except ValueError:
         return b""
-
-
-_decode = msgspec.json.Decoder(PublishedEvent).decode
-
-_BATCH = b"a8c79db675e14c4cbf1eb77d0d6d0f00"
-
-
-def events_in(value: bytes) -> list[PublishedEvent]:
-    """The events of a record: one, or several in the binary batch that Java's relay may write.
-
-    Raises ValueError for anything else.
-    """
-    try:
-        if value.startswith(_BATCH):
-            return [_decode(inner) for inner in _batched(value)]
-        return [_decode(value)]
-    except msgspec.MsgspecError as error:
-        raise ValueError(str(error)) from None
-
-
-def _batched(value: bytes) -> list[bytes]:
-    """The values in an EventuateKafkaMultiMessage (SBE, little endian): after the header of 40
-    bytes a group of headers, then a group of messages, each with headers, a key and a value."""
-    at = 40
-
-    def number(size: int) -> int:
-        nonlocal at
-        part = value[at : at + size]
-        if len(part) < size:
-            raise ValueError("a batch of events ends too soon")
-        at += size
-        return int.from_bytes(part, "little")
-
-    def text() -> bytes:
-        nonlocal at
-        size = number(4)
-        part = value[at : at + size]
-        if len(part) < size:
-            raise ValueError("a batch of events ends too soon")
-        at += size
-        return part
-
-    def headers() -> None:
-        number(2)
-        for _ in range(number(2)):
-            text()
-            text()
-
-    headers()
-    number(2)
-    found: list[bytes] = []
-    for _ in range(number(2)):
-        headers()
-        text()
-        found.append(text())
-    return found

@@ -15,6 +15,7 @@ from collections.abc import (
     Callable,
     Generator,
     Iterator,
+    Mapping,
 )
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime, timedelta
@@ -26,6 +27,7 @@ from retold.drivers import join, join_async, open_async_driver, open_driver
 from retold.errors import (
     RetoldError,
     TransactionRolledBack,
+    UsageError,
     VersionConflict,
 )
 from retold.events import Event
@@ -41,7 +43,7 @@ from retold.store.migrations import (
     step_names,
 )
 from retold.store.numbering import install
-from retold.store.options import Settings
+from retold.store.options import KafkaAddress, Settings
 from retold.store.performing import performing, performing_async
 from retold.store.plans import forget_handled
 from retold.store.reading import Place, place_since
@@ -65,6 +67,8 @@ class StoreOptions(TypedDict, total=False):
     max_event_bytes: int
     retries: int
     ids: EventIds
+    kafka: str
+    kafka_settings: Mapping[str, str]
 
 
 class _Store:
@@ -77,10 +81,17 @@ class _Store:
         max_event_bytes: the largest event accepted, in bytes of JSON.
         retries: how often an update is tried again after losing to another.
         ids: where event ids come from; for tests.
+        kafka: "host:port[,host:port…]". A relay publishes the events there, and subscriptions of
+        this store consume them from there instead of from the database.
+        kafka_settings: more for the Kafka client, in librdkafka's names, such as sasl.password.
 
         Raises InvalidURL and MissingExtra. Does no I/O.
         """
         self._url = parse_url(url)
+        kafka, kafka_settings = options.get("kafka"), options.get("kafka_settings", {})
+        if kafka_settings and not kafka:
+            raise UsageError("kafka_settings say how to reach a Kafka: name it by kafka=…")
+        self._kafka = KafkaAddress(kafka, dict(kafka_settings)) if kafka else None
         self._settings = Settings(
             codec=options.get("codec") or Codec(),
             ids=options.get("ids") or EventIds(),
@@ -91,6 +102,11 @@ class _Store:
     @property
     def codec(self) -> Codec:
         return self._settings.codec
+
+    @property
+    def kafka(self) -> KafkaAddress | None:
+        """The Kafka that subscriptions consume from."""
+        return self._kafka
 
     @property
     def counts(self) -> Counter[str]:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
 from retold.codecs import Codec
 from retold.errors import InvalidValue, UsageError
 from retold.ids import EventIds
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaAddress:
+    """Where a relay publishes the store's events. settings: librdkafka's own; may hold secrets."""
+
+    bootstrap: str
+    settings: Mapping[str, str] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

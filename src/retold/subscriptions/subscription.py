@@ -7,10 +7,10 @@ import inspect
 import threading
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, get_args, overload
 
 from retold.aggregates import Aggregate, appliers_of
-from retold.brokers.consumers import open_consumer
+from retold.brokers.consumers import Assignor, open_consumer
 from retold.brokers.polling import Start
 from retold.errors import DefinitionError, InvalidValue, UsageError
 from retold.events import Event, event_name
@@ -46,9 +46,18 @@ class Subscription:
     name: where its position and its keys are kept; two programs with one name share the work.
     start: where a new subscription begins: "beginning", "now", or an aware datetime.
     attempts: how often a handler is tried before the subscription stops at its event.
+    assignor: on Kafka, how the members share the partitions: "cooperative-sticky", or "range" in a
+    consumer group shared with a Java service. All members must say the same.
     """
 
-    def __init__(self, name: str, *, start: Start = "beginning", attempts: int = 5) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        start: Start = "beginning",
+        attempts: int = 5,
+        assignor: Assignor = "cooperative-sticky",
+    ) -> None:
         if len(check_name("a subscription", name)) > _MAX_NAME:
             raise InvalidValue(f"a subscription's name has at most {_MAX_NAME} characters")
         if attempts < 1:
@@ -58,7 +67,10 @@ class Subscription:
                 raise InvalidValue("start=… needs a datetime with a time zone")
         elif start not in ("beginning", "now"):
             raise InvalidValue(f'start is "beginning", "now" or a datetime, not {start!r}')
+        if assignor not in get_args(Assignor):
+            raise InvalidValue(f"assignor is one of {', '.join(get_args(Assignor))}")
         self.name = name
+        self._assignor: Assignor = assignor
         self._start: Start = start
         self._attempts = attempts
         self._handlers: list[tuple[type[Event], str | None, Handler]] = []
@@ -86,6 +98,11 @@ class Subscription:
             return handler
 
         return register
+
+    @property
+    def has_async_handlers(self) -> bool:
+        """Whether it needs an AsyncEventStore."""
+        return any(inspect.iscoroutinefunction(handler) for _, _, handler in self._handlers)
 
     def _routes(self) -> dict[tuple[str, type[Event]], Handler]:
         """(entity type, event class) → handler."""
@@ -130,7 +147,13 @@ class Subscription:
                     )
         types = {name for _, cls in routes for name in stored_names(cls)} | set(upcast_names())
         consumer = open_consumer(
-            store.driver, self.name, sorted({t for t, _ in routes}), sorted(types), self._start
+            store.driver,
+            self.name,
+            sorted({t for t, _ in routes}),
+            sorted(types),
+            self._start,
+            store.kafka,
+            self._assignor,
         )
         dispatcher = Dispatcher(self.name, routes, store, self._attempts, loop)
         try:

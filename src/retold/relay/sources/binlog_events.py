@@ -25,9 +25,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from retold.brokers.published import BinlogFileOffset
 from retold.errors import LogUnreadable, MissingExtra
 from retold.relay.positions import BinlogPosition
-from retold.relay.source import MAX_BYTES, MAX_ROWS, BinlogFileOffset, Row
+from retold.relay.source import MAX_BYTES, MAX_ROWS, Row
 from retold.relay.sources.binlog_gtid import GtidPosition, GtidSet
 from retold.relay.sources.binlog_rows import (
     Column,

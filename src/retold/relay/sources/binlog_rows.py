@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from retold.relay.source import BinlogFileOffset, Row
+from retold.brokers.published import BinlogFileOffset
+from retold.relay.source import Row
 
 WANTED = ("event_id", "event_type", "event_data", "entity_type", "entity_id", "metadata")
 REQUIRED = WANTED[:5]
