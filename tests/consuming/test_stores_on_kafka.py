@@ -12,11 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
 
 from retold import (
     Aggregate,
@@ -34,7 +36,7 @@ from tests.rig import GivenKafka, Kafka, Rig
 from tests.rig.databases import with_parts
 
 _RUN = secrets.token_hex(4)
-"""Topics are named after entity types, and stay: those of this run are its own."""
+"""Topics are named after entity types: those of this run are its own."""
 
 
 class Requested(Event, name=f"test_stores_on_kafka.Requested-{_RUN}"):
@@ -72,9 +74,22 @@ def paying(name: str = "") -> Subscription:
     return subscription
 
 
+def delete_topics(kafka: Kafka | GivenKafka) -> None:
+    """Of another test's database."""
+    admin = AdminClient({"bootstrap.servers": kafka.url})
+    topics = {Account.__entity_type__, Transfer.__entity_type__}
+    for done in admin.delete_topics(list(topics), operation_timeout=30).values():
+        with suppress(KafkaException):  # it does not exist
+            done.result()
+    eventually(lambda: not topics & admin.list_topics(timeout=30).topics.keys())
+
+
 @pytest.fixture
-def url(kind: str, servers: Rig, fresh_database: Callable[[str], str]) -> str:
-    """A database, by a user who may read its log."""
+def url(
+    kind: str, servers: Rig, kafka: Kafka | GivenKafka, fresh_database: Callable[[str], str]
+) -> str:
+    """A database, by a user who may read its log; nothing of it is in Kafka yet."""
+    delete_topics(kafka)
     url = fresh_database(kind)
     if kind != "sqlite":
         url = with_parts(servers[kind].url, database=urlsplit(url).path[1:])
@@ -124,7 +139,7 @@ def test_an_event_in_the_database_is_handled_once_through_kafka(
 
 @pytest.mark.parametrize("kind", ["sqlite"])
 def test_async_handlers_get_events_through_kafka(url: str, kafka: Kafka | GivenKafka) -> None:
-    subscription, seen = Subscription(f"noting-{_RUN}"), list[int]()
+    subscription, seen = Subscription(f"noting-{secrets.token_hex(4)}"), list[int]()
 
     @subscription.on(Credited, of=Account)
     async def note(delivery: AsyncDelivery[Credited]) -> None:
@@ -159,7 +174,10 @@ def test_drain_handles_what_is_in_kafka(url: str, kafka: Kafka | GivenKafka) -> 
 def test_a_foreign_aggregate_is_known_by_its_name_only(
     url: str, kafka: Kafka | GivenKafka, tmp_path: Path
 ) -> None:
-    subscription, seen = Subscription(f"foreign-{_RUN}", start="beginning"), list[str]()
+    subscription, seen = (
+        Subscription(f"foreign-{secrets.token_hex(4)}", start="beginning"),
+        list[str](),
+    )
 
     @subscription.on(Requested, of=Transfer.__entity_type__)
     def note(delivery: Delivery[Requested]) -> None:
