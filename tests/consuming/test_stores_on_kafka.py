@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -28,7 +28,7 @@ from retold import (
     Subscription,
     applies,
 )
-from retold.errors import InvalidValue, MissingExtra, UsageError
+from retold.errors import InvalidValue, MissingExtra, NotFound, UsageError
 from tests.relay.processes import eventually, relay, size
 from tests.rig import GivenKafka, Kafka, Rig
 from tests.rig.databases import with_parts
@@ -67,7 +67,8 @@ def paying(name: str = "") -> Subscription:
 
     @subscription.on(Requested, of=Transfer)
     def pay(delivery: Delivery[Requested]) -> None:
-        delivery.update(Account, delivery.event.target, Account.credit, delivery.event.amount)
+        with suppress(NotFound):  # what another test requested
+            delivery.update(Account, delivery.event.target, Account.credit, delivery.event.amount)
 
     return subscription
 
@@ -141,7 +142,7 @@ def test_async_handlers_get_events_through_kafka(url: str, kafka: Kafka | GivenK
 
     with relay(url, kafka.url):
         asyncio.run(main())
-    assert seen == [3]
+    assert 3 in seen
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
@@ -151,7 +152,7 @@ def test_drain_handles_what_is_in_kafka(url: str, kafka: Kafka | GivenKafka) -> 
         for _ in range(150):
             store.repository(Transfer).create(Transfer.request, ann.id, 1)
         eventually(lambda: size(kafka.url, Transfer.__entity_type__) >= 150)
-        assert store.drain(paying()) == 150
+        assert store.drain(paying()) >= 150
         assert store.repository(Account).find(ann.id).state.balance == 151
 
 
@@ -206,23 +207,25 @@ def test_delay_from_the_commit_to_the_handler(url: str, kafka: Kafka | GivenKafk
         list[float](),
         threading.Event(),
     )
-    began = 0.0
+    began, wanted = 0.0, 0
 
     @subscription.on(Credited, of=Account)
     def note(delivery: Delivery[Credited]) -> None:
-        delays.append(time.perf_counter() - began)
-        came.set()
+        if delivery.event.amount == wanted:
+            delays.append(time.perf_counter() - began)
+            came.set()
 
     with (
         EventStore(url, kafka=kafka.url) as store,
         relay(url, kafka.url),
         running(store, subscription),
     ):
-        for n in range(300):
+        for _ in range(300):
             time.sleep(0.01)
             came.clear()
+            wanted = secrets.randbits(40)
             began = time.perf_counter()
-            store.repository(Account).create(Account.credit, n)
+            store.repository(Account).create(Account.credit, wanted)
             began = time.perf_counter()  # unless it was handled already
             assert came.wait(40)
     own = sorted(delays[50:])
