@@ -12,13 +12,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
 
 from retold import (
     Aggregate,
@@ -35,20 +33,17 @@ from tests.relay.processes import eventually, relay, size
 from tests.rig import GivenKafka, Kafka, Rig
 from tests.rig.databases import with_parts
 
-_RUN = secrets.token_hex(4)
-"""Topics are named after entity types: those of this run are its own."""
 
-
-class Requested(Event, name=f"test_stores_on_kafka.Requested-{_RUN}"):
+class Requested(Event, name="test_stores_on_kafka.Requested"):
     target: str
     amount: int
 
 
-class Credited(Event, name=f"test_stores_on_kafka.Credited-{_RUN}"):
+class Credited(Event, name="test_stores_on_kafka.Credited"):
     amount: int
 
 
-class Account(Aggregate, name=f"test_stores_on_kafka.Account-{_RUN}"):
+class AnyAccount(Aggregate, name="test_stores_on_kafka.Account"):
     balance: int = 0
 
     def credit(self, amount: int) -> None:
@@ -59,37 +54,48 @@ class Account(Aggregate, name=f"test_stores_on_kafka.Account-{_RUN}"):
         self.balance += event.amount
 
 
-class Transfer(Aggregate, name=f"test_stores_on_kafka.Transfer-{_RUN}", ignores=(Requested,)):
+class AnyTransfer(Aggregate, name="test_stores_on_kafka.Transfer", ignores=(Requested,)):
     def request(self, target: str, amount: int) -> None:
         self.emit(Requested(target, amount))
 
 
-def paying(name: str = "") -> Subscription:
-    subscription = Subscription(name or f"paying-{secrets.token_hex(4)}")
+class Bank:
+    """Aggregates with entity types, and so topics, of a test's own."""
 
-    @subscription.on(Requested, of=Transfer)
-    def pay(delivery: Delivery[Requested]) -> None:
-        delivery.update(Account, delivery.event.target, Account.credit, delivery.event.amount)
+    def __init__(self) -> None:
+        run = secrets.token_hex(4)
 
-    return subscription
+        class Account(AnyAccount, name=f"test_stores_on_kafka.Account-{run}"):
+            pass
 
+        class Transfer(
+            AnyTransfer, name=f"test_stores_on_kafka.Transfer-{run}", ignores=(Requested,)
+        ):
+            pass
 
-def delete_topics(kafka: Kafka | GivenKafka) -> None:
-    """Of another test's database."""
-    admin = AdminClient({"bootstrap.servers": kafka.url})
-    topics = {Account.__entity_type__, Transfer.__entity_type__}
-    for done in admin.delete_topics(list(topics), operation_timeout=30).values():
-        with suppress(KafkaException):  # it does not exist
-            done.result()
-    eventually(lambda: not topics & admin.list_topics(timeout=30).topics.keys())
+        self.accounts: type[AnyAccount] = Account
+        self.transfers: type[AnyTransfer] = Transfer
+        self.name = f"subscription-{run}"
+
+    def paying(self) -> Subscription:
+        subscription = Subscription(self.name)
+
+        @subscription.on(Requested, of=self.transfers)
+        def pay(delivery: Delivery[Requested]) -> None:
+            event = delivery.event
+            delivery.update(self.accounts, event.target, AnyAccount.credit, event.amount)
+
+        return subscription
 
 
 @pytest.fixture
-def url(
-    kind: str, servers: Rig, kafka: Kafka | GivenKafka, fresh_database: Callable[[str], str]
-) -> str:
-    """A database, by a user who may read its log; nothing of it is in Kafka yet."""
-    delete_topics(kafka)
+def bank() -> Bank:
+    return Bank()
+
+
+@pytest.fixture
+def url(kind: str, servers: Rig, fresh_database: Callable[[str], str]) -> str:
+    """A database, by a user who may read its log."""
     url = fresh_database(kind)
     if kind != "sqlite":
         url = with_parts(servers[kind].url, database=urlsplit(url).path[1:])
@@ -121,34 +127,36 @@ def running(store: EventStore, *subscriptions: Subscription) -> Generator[None]:
 
 @pytest.mark.parametrize("kind", ["mariadb", "postgres18"])
 def test_an_event_in_the_database_is_handled_once_through_kafka(
-    url: str, kafka: Kafka | GivenKafka
+    url: str, bank: Bank, kafka: Kafka | GivenKafka
 ) -> None:
     with EventStore(url, kafka=kafka.url) as store, relay(url, kafka.url) as process:
-        ann = store.repository(Account).create(Account.credit, 1)
-        with running(store, subscription := paying()):
+        ann = store.repository(bank.accounts).create(AnyAccount.credit, 1)
+        with running(store, subscription := bank.paying()):
             for _ in range(20):
-                store.repository(Transfer).create(Transfer.request, ann.id, 5)
-            eventually(lambda: store.repository(Account).find(ann.id).state.balance == 101)
+                store.repository(bank.transfers).create(AnyTransfer.request, ann.id, 5)
+            eventually(lambda: store.repository(bank.accounts).find(ann.id).state.balance == 101)
         # Whoever comes later begins behind that.
         with running(store, subscription):
-            store.repository(Transfer).create(Transfer.request, ann.id, 7)
-            eventually(lambda: store.repository(Account).find(ann.id).state.balance == 108)
-        assert len(list(store.repository(Account).history(ann.id))) == 22
+            store.repository(bank.transfers).create(AnyTransfer.request, ann.id, 7)
+            eventually(lambda: store.repository(bank.accounts).find(ann.id).state.balance == 108)
+        assert len(list(store.repository(bank.accounts).history(ann.id))) == 22
         assert process.terminate() == 0
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
-def test_async_handlers_get_events_through_kafka(url: str, kafka: Kafka | GivenKafka) -> None:
-    subscription, seen = Subscription(f"noting-{secrets.token_hex(4)}"), list[int]()
+def test_async_handlers_get_events_through_kafka(
+    url: str, bank: Bank, kafka: Kafka | GivenKafka
+) -> None:
+    subscription, seen = Subscription(bank.name), list[int]()
 
-    @subscription.on(Credited, of=Account)
+    @subscription.on(Credited, of=bank.accounts)
     async def note(delivery: AsyncDelivery[Credited]) -> None:
-        await delivery.find(Account, delivery.entity_id)
+        await delivery.find(bank.accounts, delivery.entity_id)
         seen.append(delivery.event.amount)
 
     async def main() -> None:
         async with AsyncEventStore(url, kafka=kafka.url) as store, store.running(subscription):
-            await store.repository(Account).create(Account.credit, 3)
+            await store.repository(bank.accounts).create(AnyAccount.credit, 3)
             deadline = time.monotonic() + 40
             while not seen:
                 assert time.monotonic() < deadline
@@ -160,31 +168,28 @@ def test_async_handlers_get_events_through_kafka(url: str, kafka: Kafka | GivenK
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
-def test_drain_handles_what_is_in_kafka(url: str, kafka: Kafka | GivenKafka) -> None:
+def test_drain_handles_what_is_in_kafka(url: str, bank: Bank, kafka: Kafka | GivenKafka) -> None:
     with EventStore(url, kafka=kafka.url) as store, relay(url, kafka.url):
-        ann = store.repository(Account).create(Account.credit, 1)
+        ann = store.repository(bank.accounts).create(AnyAccount.credit, 1)
         for _ in range(150):
-            store.repository(Transfer).create(Transfer.request, ann.id, 1)
-        eventually(lambda: size(kafka.url, Transfer.__entity_type__) >= 150)
-        assert store.drain(paying()) == 150
-        assert store.repository(Account).find(ann.id).state.balance == 151
+            store.repository(bank.transfers).create(AnyTransfer.request, ann.id, 1)
+        eventually(lambda: size(kafka.url, bank.transfers.__entity_type__) >= 150)
+        assert store.drain(bank.paying()) == 150
+        assert store.repository(bank.accounts).find(ann.id).state.balance == 151
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
 def test_a_foreign_aggregate_is_known_by_its_name_only(
-    url: str, kafka: Kafka | GivenKafka, tmp_path: Path
+    url: str, bank: Bank, kafka: Kafka | GivenKafka, tmp_path: Path
 ) -> None:
-    subscription, seen = (
-        Subscription(f"foreign-{secrets.token_hex(4)}", start="beginning"),
-        list[str](),
-    )
+    subscription, seen = Subscription(bank.name), list[str]()
 
-    @subscription.on(Requested, of=Transfer.__entity_type__)
+    @subscription.on(Requested, of=bank.transfers.__entity_type__)
     def note(delivery: Delivery[Requested]) -> None:
         seen.append(delivery.entity_id)
 
     with EventStore(url) as producer, relay(url, kafka.url):
-        id = producer.repository(Transfer).create(Transfer.request, "nobody", 1).id
+        id = producer.repository(bank.transfers).create(AnyTransfer.request, "nobody", 1).id
         with (
             EventStore(f"sqlite:///{tmp_path}/own.db", kafka=kafka.url) as store,
             running(store, subscription),
@@ -212,35 +217,39 @@ def test_without_the_client_it_says_what_to_install(
         EventStore(f"sqlite:///{tmp_path / 'bank.db'}", kafka="127.0.0.1:1") as store,
         pytest.raises(MissingExtra, match=r"pip install 'retold\[kafka\]'"),
     ):
-        store.drain(paying())
+        store.drain(Bank().paying())
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", ["mariadb", "postgres18"])
-def test_delay_from_the_commit_to_the_handler(url: str, kafka: Kafka | GivenKafka) -> None:
+def test_delay_from_the_commit_to_the_handler(
+    url: str, bank: Bank, kafka: Kafka | GivenKafka
+) -> None:
     """Prints the delay on an idle system."""
     subscription, delays, came = (
-        Subscription(f"delay-{secrets.token_hex(4)}"),
+        Subscription(bank.name),
         list[float](),
         threading.Event(),
     )
-    began = 0.0
+    began, wanted = 0.0, 0
 
-    @subscription.on(Credited, of=Account)
+    @subscription.on(Credited, of=bank.accounts)
     def note(delivery: Delivery[Credited]) -> None:
-        delays.append(time.perf_counter() - began)
-        came.set()
+        if delivery.event.amount == wanted:
+            delays.append(time.perf_counter() - began)
+            came.set()
 
     with (
         EventStore(url, kafka=kafka.url) as store,
         relay(url, kafka.url),
         running(store, subscription),
     ):
-        for n in range(300):
+        for _ in range(300):
             time.sleep(0.01)
             came.clear()
+            wanted = secrets.randbits(40)
             began = time.perf_counter()
-            store.repository(Account).create(Account.credit, n)
+            store.repository(bank.accounts).create(AnyAccount.credit, wanted)
             began = time.perf_counter()  # unless it was handled already
             assert came.wait(40)
     own = sorted(delays[50:])

@@ -15,11 +15,15 @@ A *publisher* writes records and the checkpoint that covers them, all or nothing
 
 A *consumer* hands the messages of some topics to one member of a subscription:
 
-* Partition. Every message belongs to one partition; all messages with one key (entity id) to the
-  same. Within a partition `poll` returns messages in order, none left out, each again until its
+* Partition. Every message belongs to one partition; all messages of one entity (topic and key) to
+  the same. Within a partition `poll` returns messages in order, none left out, each again until its
   position is committed.
 * Assignment. At any time a partition is assigned to at most one member; a member may have none,
-  and then `poll` returns nothing. Assignments change only inside `poll`.
+  and then `poll` returns nothing. The first `poll` asks for an assignment; from then on it may
+  change at any moment. Messages of a partition that is lost are not returned any more; what was
+  returned before may be committed only for some seconds more, if at all.
+* Position. It says "everything before this place, in this partition"; positions grow. It means
+  something to consumers of the same subscription and topics only.
 * Commit. `commit({partition: position})` says that every message up to the position is handled.
   It is durable when the call returns. For a partition assigned to somebody else by now it raises
   AssignmentLost and saves nothing.
@@ -27,7 +31,7 @@ A *consumer* hands the messages of some topics to one member of a subscription:
   again, to this member or another: at least once. Handlers are exactly once in effect because their
   updates keep the message's key.
 * Waiting. `poll` returns as soon as there is one message, and never waits for more. `wake` makes a
-  waiting poll return; it may be called from any thread.
+  waiting poll return. `wake` and `commit` may be called from any thread.
 """
 
 from __future__ import annotations
@@ -136,11 +140,12 @@ class Consumer(Protocol):
         ...
 
     def poll(self, limit: int, timeout: float) -> Sequence[Message]:
-        """Up to `limit` next messages; none after `timeout` seconds."""
+        """Up to `limit` next messages; none after `timeout` seconds. With no time, what is there."""
         ...
 
     def commit(self, positions: Mapping[int, int]) -> None:
-        """Save positions. Raises AssignmentLost."""
+        """Save positions, never backwards; those of partitions still assigned also where it raises
+        AssignmentLost for another one."""
         ...
 
     def wake(self) -> None: ...

@@ -17,21 +17,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Any
 
 from retold.brokers.base import Message
 from retold.brokers.kafka_cluster import NO_TOPIC, Cluster, Place, admin_api
-from retold.brokers.kafka_places import Share, committed_as, place, read_committed
+from retold.brokers.kafka_places import Share, committed_as, place
+from retold.brokers.kafka_records import Records
+from retold.brokers.kafka_starts import LOST, Starts
 from retold.brokers.polling import Start
-from retold.brokers.published import events_in, topic_name
+from retold.brokers.published import topic_name
 from retold.errors import (
     AssignmentLost,
     PositionGone,
     RetoldError,
-    UnreadableRecord,
 )
-from retold.ids import id_since
 
 # isort: split
 # Behind kafka_cluster, which tells what to install.
@@ -57,16 +56,7 @@ _FULL_S = 1.0
 """How long the buffer may be full before the partitions are paused, and what was fetched is lost."""
 _PASSED_S = 5.0
 """How often a position is saved where there is nothing that anybody wants."""
-_MARGIN = timedelta(minutes=10)
-"""What clocks of those who write events and of those who publish them may be apart."""
 
-_LOST = {
-    KafkaError.ILLEGAL_GENERATION,
-    KafkaError.UNKNOWN_MEMBER_ID,
-    KafkaError.REBALANCE_IN_PROGRESS,
-    KafkaError.FENCED_INSTANCE_ID,
-    KafkaError._ASSIGNMENT_LOST,
-}
 _GONE = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
 _PASSING = {KafkaError._MAX_POLL_EXCEEDED}
 _log = logging.getLogger("retold.subscriptions")
@@ -103,11 +93,9 @@ class KafkaConsumer:
     ) -> None:
         settings = settings or {}
         self._name = name
-        self._entity_types = frozenset(topics)
-        self._topics = sorted(map(topic_of, self._entity_types))
+        self._topics = sorted({topic_of(entity_type) for entity_type in topics})
         self._numbers = {topic: number for number, topic in enumerate(self._topics)}
-        self._types = frozenset(event_types)
-        self._type_headers = frozenset(kind.encode() for kind in event_types)
+        self._records = Records(topics, event_types)
         self._start: Start = start
         self._patience_s = patience
         self._eager = assignor == "range"
@@ -137,6 +125,7 @@ class KafkaConsumer:
         }
         self._closed = threading.Event()
         self._cluster = Cluster(bootstrap, settings, patience, self._closed)
+        self._starts = Starts(self._cluster, start, patience)
         self._thread: threading.Thread | None = None
         # Guards what follows, and tells of its changes.
         self._changed = threading.Condition()
@@ -276,7 +265,7 @@ class KafkaConsumer:
             try:
                 client.commit(offsets=self._offsets(saves), asynchronous=False)
             except KafkaException as error:
-                if error.args[0].code() in _LOST:
+                if error.args[0].code() in LOST:
                     return False
                 raise self._cluster.failure(error.args[0], "committing") from None
         with self._changed:
@@ -308,7 +297,7 @@ class KafkaConsumer:
             known = self._cluster.partitions(self._topics, self._cluster.patience())
             client = self._cluster.member(self._own_settings)
             if self._start == "now":
-                self._begin_now(client, known)
+                self._starts.begin_now(client, known)
             client.subscribe(
                 self._topics,
                 on_assign=self._on_assign,
@@ -391,51 +380,13 @@ class KafkaConsumer:
                     share.end = offset
                     share.read = max(share.read, place(offset))
                     continue
-                for message in self._messages(record, partition, share):
+                for message in self._records.messages(record, partition, share):
                     self._buffer.append((partition, message))
                     share.buffered += 1
                     if isinstance(message, Message):
                         self._bytes += len(message.data)
                 share.read = place(offset + 1)
             self._changed.notify_all()
-
-    def _messages(
-        self, record: Any, partition: int, share: Share
-    ) -> Iterable[Message | RetoldError]:
-        """What a record holds for this subscription, but for what is handled already."""
-        offset, value = record.offset(), record.value() or b""
-        for name, text in record.headers() or ():
-            if name == "type" and text not in self._type_headers:
-                return ()
-        try:
-            events = events_in(value)
-        except ValueError as error:
-            # It is never passed over: nothing behind it is handed out.
-            return [UnreadableRecord(record.topic(), record.partition(), offset, str(error))]
-        found: list[Message] = []
-        for index, event in enumerate(events, 1):
-            position = place(offset, index) if index < len(events) else place(offset + 1)
-            if event.id < share.since:
-                continue
-            share.since = ""
-            if (
-                position > share.saved
-                and event.eventType in self._types
-                and event.entityType in self._entity_types
-            ):
-                found.append(
-                    Message(
-                        event.entityType,
-                        event.entityId,
-                        event.id,
-                        event.eventType,
-                        event.eventData,
-                        event.metadata,
-                        partition,
-                        position,
-                    )
-                )
-        return found
 
     def _hear(self, error: KafkaError, topic: str | None, number: int | None) -> None:
         """What the client has to say instead of a record. Raises what ends this client."""
@@ -454,7 +405,7 @@ class KafkaConsumer:
     # --- assignments ------------------------------------------------------------------------------
 
     def _on_assign(self, client: Consumer, partitions: list[TopicPartition]) -> None:
-        shares = self._begin(client, partitions)
+        shares = self._starts.begin(client, partitions)
         with self._changed:
             for at in partitions:
                 self._missing.discard(at.topic)
@@ -472,55 +423,6 @@ class KafkaConsumer:
             client.incremental_assign(partitions)
         if partitions:
             _log.info("%s: %d partitions more", self._name, len(partitions))
-
-    def _begin(self, client: Consumer, partitions: list[TopicPartition]) -> dict[Place, Share]:
-        """Where each partition goes on."""
-        shares: dict[Place, Share] = {}
-        new: list[Place] = []
-        for at in client.committed(partitions, timeout=self._patience_s) if partitions else ():
-            if at.error is not None:
-                raise KafkaException(at.error)
-            if at.offset >= 0:
-                saved = read_committed(at.offset, at.metadata)
-                shares[at.topic, at.partition] = Share(saved, place(at.offset), saved)
-            else:
-                new.append((at.topic, at.partition))
-        if new and isinstance(self._start, datetime):
-            return shares | self._begin_at(client, new, self._start)
-        # Also for "now": at its beginning this subscription committed what there was.
-        return shares | {at: Share(-1, -1, -1) for at in new}
-
-    def _begin_at(
-        self, client: Consumer, places: Sequence[Place], start: datetime
-    ) -> dict[Place, Share]:
-        # The ends first: what comes after that is not overlooked.
-        ends = self._cluster.offsets(places, admin_api.OffsetSpec.latest())
-        moment = int((start - _MARGIN).timestamp() * 1000)
-        wanted = [TopicPartition(*at, moment) for at in places]
-        shares: dict[Place, Share] = {}
-        for at in client.offsets_for_times(wanted, timeout=self._patience_s):
-            begin = place(at.offset if at.offset >= 0 else ends[at.topic, at.partition])
-            shares[at.topic, at.partition] = Share(-1, begin, -1, id_since(start))
-        return shares
-
-    def _begin_now(self, client: Consumer, known: Mapping[str, int]) -> None:
-        """Commit the ends of what there is, unless this subscription began before."""
-        places = [(topic, number) for topic, count in known.items() for number in range(count)]
-        wanted = [TopicPartition(*at) for at in places]
-        if not wanted or any(
-            at.offset >= 0 for at in client.committed(wanted, timeout=self._patience_s)
-        ):
-            return
-        ends = self._cluster.offsets(
-            places, admin_api.OffsetSpec.latest(), IsolationLevel.READ_COMMITTED
-        )
-        begins = [TopicPartition(*at, end) for at, end in ends.items()]
-        try:
-            client.commit(offsets=begins, asynchronous=False)
-        except KafkaException as error:
-            # Another member has joined meanwhile, and has done the same.
-            if error.args[0].code() not in _LOST:
-                raise
 
     def _on_revoke(self, client: Consumer, partitions: list[TopicPartition]) -> None:
         mine = [self._partition(at.topic, at.partition) for at in partitions]

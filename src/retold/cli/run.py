@@ -110,7 +110,11 @@ def subscriptions(text: str) -> list[Subscription]:
         found = getattr(found, part)
     if not isinstance(found, Subscription) and callable(found):
         found = found()
-    several: list[Any] = list(found) if hasattr(found, "__iter__") else [found]
+    several: list[Any] = [found] if isinstance(found, Subscription) else _listed(found)
     if not several or not all(isinstance(one, Subscription) for one in several):
         raise UsageError(f"{text} is not {_WANTED}")
     return several
+
+
+def _listed(found: Any) -> list[Any]:
+    return list(found) if hasattr(found, "__iter__") else [found]
