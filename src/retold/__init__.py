@@ -23,6 +23,7 @@ from retold.store.event_store import AsyncEventStore, EventStore
 from retold.store.repository import AsyncRepository, Repository
 from retold.store.transactions import AsyncTransaction, Transaction
 from retold.subscriptions.delivery import AsyncDelivery, Delivery
+from retold.subscriptions.retry import Retry
 from retold.subscriptions.subscription import Subscription
 from retold.upcasting import Raw, upcast
 
@@ -47,6 +48,7 @@ __all__ = [
     "Recorded",
     "Repository",
     "RetoldError",
+    "Retry",
     "StoreUnavailable",
     "Subscription",
     "Transaction",

@@ -19,7 +19,9 @@ A *consumer* hands the messages of some topics to one member of a subscription:
   same. Within a partition `poll` returns messages in order, none left out, each again until its
   position is committed.
 * Assignment. At any time a partition is assigned to at most one member; a member may have none,
-  and then `poll` returns nothing. Assignments change only inside `poll`.
+  and then `poll` returns nothing. Assignments change only inside `poll` and `commit`; `held` tells
+  which there are. A partition that is given up for another member has nothing in hand: no message
+  was returned that is not committed yet. If that takes too long, it is given up all the same.
 * Commit. `commit({partition: position})` says that every message up to the position is handled.
   It is durable when the call returns. For a partition assigned to somebody else by now it raises
   AssignmentLost and saves nothing.
@@ -32,7 +34,7 @@ A *consumer* hands the messages of some topics to one member of a subscription:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -125,6 +127,11 @@ class Consumer(Protocol):
     @property
     def assigned(self) -> bool:
         """Whether any partition is assigned to this member."""
+        ...
+
+    @property
+    def held(self) -> Collection[int]:
+        """The partitions that are assigned to this member."""
         ...
 
     def poll(self, limit: int, timeout: float) -> Sequence[Message]:

@@ -14,7 +14,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 import msgspec
@@ -65,6 +65,10 @@ class DatabaseConsumer(PollingConsumer):
     @property
     def assigned(self) -> bool:
         return self._owner is not None
+
+    @property
+    def held(self) -> Collection[int]:
+        return (_PARTITION,) if self.assigned else ()
 
     def _look(self, limit: int) -> Sequence[Message]:
         return self._read(limit) if self.assigned or self._claim() else ()

@@ -16,7 +16,10 @@ from retold.errors import DefinitionError, InvalidValue, UsageError
 from retold.events import Event, event_name
 from retold.registry import check_name, full_name
 from retold.subscriptions.delivery import AsyncDelivery, Delivery
-from retold.subscriptions.dispatcher import Dispatcher, Handler
+from retold.subscriptions.dispatcher import Dispatcher
+from retold.subscriptions.handling import Handler, Handling, Route, Routes
+from retold.subscriptions.retry import Retry
+from retold.subscriptions.workers import Inline, OnLoop, Threads, Work, Workers
 from retold.upcasting import upcast_names
 
 if TYPE_CHECKING:
@@ -45,14 +48,27 @@ class Subscription:
 
     name: where its position and its keys are kept; two programs with one name share the work.
     start: where a new subscription begins: "beginning", "now", or an aware datetime.
+    lanes: how many entities' events are handled at once in this process, each entity's one after
+    the other. With one, the handlers run in the order of the log.
     attempts: how often a handler is tried before the subscription stops at its event.
+    retry: the same with pauses, and errors that no retry mends; for a handler of its own, `on`.
     """
 
-    def __init__(self, name: str, *, start: Start = "beginning", attempts: int = 5) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        start: Start = "beginning",
+        lanes: int = 1,
+        attempts: int | None = None,
+        retry: Retry | None = None,
+    ) -> None:
         if len(check_name("a subscription", name)) > _MAX_NAME:
             raise InvalidValue(f"a subscription's name has at most {_MAX_NAME} characters")
-        if attempts < 1:
-            raise InvalidValue("attempts: a handler is tried at least once")
+        if lanes < 1:
+            raise InvalidValue("lanes: there is at least one")
+        if attempts is not None and retry is not None:
+            raise InvalidValue("attempts belongs into retry=Retry(attempts=…) where that is given")
         if isinstance(start, datetime):
             if start.tzinfo is None:
                 raise InvalidValue("start=… needs a datetime with a time zone")
@@ -60,16 +76,22 @@ class Subscription:
             raise InvalidValue(f'start is "beginning", "now" or a datetime, not {start!r}')
         self.name = name
         self._start: Start = start
-        self._attempts = attempts
-        self._handlers: list[tuple[type[Event], str | None, Handler]] = []
+        self._lanes = lanes
+        self._retry = retry or (Retry() if attempts is None else Retry(attempts))
+        self._handlers: list[tuple[type[Event], str | None, Route]] = []
 
     def on(
-        self, event_class: type[E], /, *, of: str | type[Aggregate] | None = None
+        self,
+        event_class: type[E],
+        /,
+        *,
+        of: str | type[Aggregate] | None = None,
+        retry: Retry | None = None,
     ) -> Register[E]:
         """Register the handler of an event of one entity type.
 
         of: the entity type, by name or class. Without it, the one aggregate of this process that
-        applies the event. Raises DefinitionError for a second handler of the same event; none or
+        applies the event. retry: for this handler instead of the subscription's. Raises DefinitionError for a second handler of the same event; none or
         several such aggregates are an error when the subscription starts.
         """
         if not (isinstance(event_class, type) and issubclass(event_class, Event)):
@@ -82,24 +104,23 @@ class Subscription:
                     raise DefinitionError(
                         f"subscription {self.name!r} has two handlers for {event_name(event_class)}"
                     )
-            self._handlers.append((event_class, topic, handler))
+            self._handlers.append((event_class, topic, Route(handler, retry or self._retry)))
             return handler
 
         return register
 
-    def _routes(self) -> dict[tuple[str, type[Event]], Handler]:
-        """(entity type, event class) → handler."""
+    def _routes(self) -> Routes:
         if not self._handlers:
             raise DefinitionError(f"subscription {self.name!r} has no handlers: use @….on(Event)")
-        routes: dict[tuple[str, type[Event]], Handler] = {}
-        for event_class, topic, handler in self._handlers:
+        routes: dict[tuple[str, type[Event]], Route] = {}
+        for event_class, topic, handled in self._handlers:
             route = (topic or self._only_applier(event_class), event_class)
             if route in routes:
                 raise DefinitionError(
                     f"subscription {self.name!r} has two handlers for {event_name(event_class)} "
                     f"of {route[0]}"
                 )
-            routes[route] = handler
+            routes[route] = handled
         return routes
 
     def _only_applier(self, event_class: type[Event]) -> str:
@@ -122,19 +143,24 @@ class Subscription:
     ) -> int:
         """Handle messages until stopped, or with `drain` until there are none; returns how many."""
         routes = self._routes()
-        if loop is None:
-            for handler in routes.values():
-                if inspect.iscoroutinefunction(handler):
-                    raise UsageError(
-                        f"{full_name_of(handler)} is async, so it needs an AsyncEventStore"
-                    )
+        awaited = [
+            route.handler for route in routes.values() if inspect.iscoroutinefunction(route.handler)
+        ]
+        if awaited and loop is None:
+            raise UsageError(f"{full_name_of(awaited[0])} is async, so it needs an AsyncEventStore")
         types = {name for _, cls in routes for name in stored_names(cls)} | set(upcast_names())
         consumer = open_consumer(
             store.driver, self.name, sorted({t for t, _ in routes}), sorted(types), self._start
         )
-        dispatcher = Dispatcher(self.name, routes, store, self._attempts, loop)
+        handling = Handling(self.name, routes, store.codec)
+        work = Work(self.name, handling, store, stop)
+        workers: Workers = Inline(work)
+        if loop is not None and awaited:
+            workers = OnLoop(work, self._lanes, *loop)
+        elif self._lanes > 1 and not drain:
+            workers = Threads(work, self._lanes)
         try:
-            return dispatcher.consume(consumer, stop, drain=drain)
+            return Dispatcher(self.name, consumer, work, workers).consume(stop, drain=drain)
         finally:
             consumer.close()
 
