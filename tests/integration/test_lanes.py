@@ -327,7 +327,7 @@ def test_a_stop_waits_for_a_handler_only_for_some_time(
 
 @KINDS
 def test_a_failure_ends_all_lanes_and_is_raised(url: str, store: EventStore) -> None:
-    letters = Subscription("letters", lanes=LANES, attempts=1)
+    letters = Subscription("letters", lanes=LANES, attempts=1, on_error="stop")
     ids = books(store, 1)
 
     @letters.on(Noted, of=Book)
@@ -387,7 +387,8 @@ def plain(name: str) -> Subscription:
 
 @SQLITE
 def test_an_async_handler_is_tried_again_while_others_go_on(url: str, store: EventStore) -> None:
-    letters = Subscription("letters", lanes=LANES, retry=Retry(3, pause=0.01, longest=0.01))
+    retry = Retry(3, pause=0.01, longest=0.01)
+    letters = Subscription("letters", lanes=LANES, retry=retry, on_error="stop")
     tried = list[tuple[str, int]]()
     ids = books(store, 1)
 

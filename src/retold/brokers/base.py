@@ -38,6 +38,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from retold.store.driver import Statement
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -132,6 +134,16 @@ class Consumer(Protocol):
     @property
     def held(self) -> Collection[int]:
         """The partitions that are assigned to this member."""
+        ...
+
+    def owned(self, partition: int) -> Statement | None:
+        """A statement that, in a transaction of the store's database, returns the position saved
+        of a partition, and nothing where it is not this member's; until the transaction ends it
+        stays so.
+
+        None where the database does not know: then something else must keep a member that lost a
+        partition from parking what its successor handled.
+        """
         ...
 
     def poll(self, limit: int, timeout: float) -> Sequence[Message]:

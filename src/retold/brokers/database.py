@@ -70,6 +70,9 @@ class DatabaseConsumer(PollingConsumer):
     def held(self) -> Collection[int]:
         return (_PARTITION,) if self.assigned else ()
 
+    def owned(self, partition: int) -> Statement:
+        return Statement(self._sql["parked_owned"], (self._name, partition, self._owner or ""))
+
     def _look(self, limit: int) -> Sequence[Message]:
         return self._read(limit) if self.assigned or self._claim() else ()
 

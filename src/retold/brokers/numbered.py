@@ -23,6 +23,7 @@ from retold.brokers.shares import leave, renew_lease, save_positions, take_share
 from retold.errors import AssignmentLost, RetoldError
 from retold.store.connections import BlockingDriver, Notices
 from retold.store.dialects import CHANNEL
+from retold.store.driver import Statement
 
 _WINDOW = 500
 """How many positions are read at once."""
@@ -88,6 +89,9 @@ class NumberedConsumer(PollingConsumer):
     @property
     def held(self) -> Collection[int]:
         return self._read.keys()
+
+    def owned(self, partition: int) -> Statement:
+        return Statement(self._sql["parked_owned"], (self._name, partition, self._me))
 
     def _many(self, values: Iterable[object]) -> object:
         """The one parameter that stands for several values."""

@@ -11,13 +11,13 @@ import sys
 from inspect import cleandoc
 from typing import TYPE_CHECKING
 
-from retold.cli import doctor, migrate, relay, verify
+from retold.cli import doctor, migrate, parked, relay, verify
 from retold.errors import RetoldError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_COMMANDS = (migrate, relay, verify, doctor)
+_COMMANDS = (migrate, relay, verify, doctor, parked)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

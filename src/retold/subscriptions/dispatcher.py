@@ -6,11 +6,13 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from retold.brokers.base import Consumer, Message
 from retold.errors import AssignmentLost, RetoldError
-from retold.subscriptions.progress import Progress
+from retold.subscriptions.parking import Parking
+from retold.subscriptions.progress import Progress, Revival, Taken
 from retold.subscriptions.workers import Work, Workers
 
 BATCH = 100
@@ -21,17 +23,28 @@ END_S = 30.0
 _SAVE_S = 1.0
 """How long what is handled may stay unsaved while there is work all the time."""
 _POLL_S = 0.5
+WISHES_S = 1.0
+"""How often it is looked for parked events that are to be tried again or skipped."""
 _log = logging.getLogger("retold.subscriptions")
 
 
 class Dispatcher:
     """Reads one consumer's messages and keeps its positions. Used by one thread."""
 
-    def __init__(self, subscription: str, consumer: Consumer, work: Work, workers: Workers) -> None:
+    def __init__(
+        self,
+        subscription: str,
+        consumer: Consumer,
+        work: Work,
+        workers: Workers,
+        parking: Parking,
+    ) -> None:
         self._subscription = subscription
         self._consumer = consumer
         self._work = work
         self._workers = workers
+        self._parking = parking
+        self._wishes_at = 0.0
         self._progress = Progress()
         self._room = threading.Event()
         self._saved_at = time.monotonic()
@@ -52,10 +65,12 @@ class Dispatcher:
                     continue
                 if drain and not self._consumer.assigned:
                     raise AssignmentLost(self._subscription)
-                if drain and not messages:
-                    break
                 progress.keep(self._consumer.held)
-                workers.put(progress.take(messages))
+                taken = progress.take(messages)
+                revived = self._parked(drain)
+                if drain and not taken and not revived:
+                    break
+                workers.put([*revived, *taken])
                 self._save(stop, at_once=not messages)
                 self._wait_for_room(stop)
         finally:
@@ -83,6 +98,30 @@ class Dispatcher:
             return None
         self._reached, self._tries = True, 0
         return messages
+
+    def _parked(self, drain: bool) -> Sequence[Taken]:
+        """What to do for the queues of parked events; learns of those of new partitions first."""
+        for hold in self._progress.fresh():
+            self._wait_for_store(partial(self._parking.load, hold))
+        now = time.monotonic()
+        if not drain and now - self._wishes_at < WISHES_S:
+            return ()
+        self._wishes_at = now
+        wanted: list[Revival] = []
+        self._wait_for_store(lambda: wanted.extend(self._parking.wanted(self._progress.holds)))
+        return wanted
+
+    def _wait_for_store(self, act: Callable[[], None]) -> None:
+        tries = 0
+        while True:
+            try:
+                return act()
+            except RetoldError as error:
+                tries += 1
+                if not error.retriable or self._work.stopped:
+                    raise
+                _log.warning("%s: %s", self._subscription, error)
+                _pause(self._work.stop, tries)
 
     def _told(self) -> None:
         """A lane has nothing to do, or failed."""

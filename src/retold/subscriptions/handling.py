@@ -14,6 +14,7 @@ from retold.brokers.base import Message
 from retold.errors import HandlerFailed
 from retold.events import Event
 from retold.recorded import Recorded, read_row
+from retold.store.driver import Plan
 from retold.subscriptions.retry import Retry, counts
 
 if TYPE_CHECKING:
@@ -50,7 +51,13 @@ class Pause(NamedTuple):
     seconds: float
 
 
-Steps = Generator[Call | Pause, Any, bool]
+class Run(NamedTuple):
+    """Run a plan on the store, and send its result or the RetoldError it raised."""
+
+    plan: Plan[Any]
+
+
+Steps = Generator[Call | Pause | Run, Any, bool]
 
 
 class Handling:

@@ -15,13 +15,17 @@ from retold.brokers.base import Message
 class Hold:
     """One time for which a partition was assigned. What was taken in it counts only while it lasts."""
 
-    __slots__ = ("alive", "last", "partition", "taken")
+    __slots__ = ("alive", "last", "parked", "partition", "reviving", "taken")
 
     def __init__(self, partition: int) -> None:
         self.partition = partition
         self.alive = True
         self.last = -1
         self.taken: deque[Taken] = deque()
+        self.parked: dict[tuple[str, str], str] = {}
+        """(entity type, entity id) → the first event parked; changed by the entity's lane only."""
+        self.reviving: set[tuple[str, str]] = set()
+        """Whose queue is being worked."""
 
 
 class Taken:
@@ -35,11 +39,18 @@ class Taken:
         self.done = False
 
 
+class Revival(Taken):
+    """No message but the wish that the queue of its entity is worked. No position waits for it."""
+
+    __slots__ = ()
+
+
 class Progress:
     """The messages in hand of all partitions."""
 
     def __init__(self) -> None:
-        self._holds: dict[int, Hold] = {}
+        self.holds: dict[int, Hold] = {}
+        self._fresh: list[Hold] = []
         self._ready: dict[int, int] = {}
         self.in_hand = 0
         """Messages that are not behind a position that may be saved."""
@@ -54,12 +65,12 @@ class Progress:
         A position that comes a second time tells that the partition was lost and assigned anew.
         """
         taken: list[Taken] = []
-        holds = self._holds
+        holds = self.holds
         for message in messages:
             hold = holds.get(message.partition)
             if hold is None or message.position <= hold.last:
                 self._drop(message.partition)
-                hold = holds[message.partition] = Hold(message.partition)
+                hold = self._begin(message.partition)
             hold.last = message.position
             one = Taken(message, hold)
             hold.taken.append(one)
@@ -69,7 +80,7 @@ class Progress:
 
     def advance(self) -> None:
         """Look how far the prefixes go now."""
-        for partition, hold in self._holds.items():
+        for partition, hold in self.holds.items():
             queue, position, count = hold.taken, 0, 0
             while queue and queue[0].done:
                 position = queue.popleft().message.position
@@ -86,12 +97,25 @@ class Progress:
         return ready
 
     def keep(self, held: Collection[int]) -> None:
-        """Forget the partitions that are not this member's any more."""
-        for partition in self._holds.keys() - set(held):
+        """Forget the partitions that are not this member's any more, and begin with new ones."""
+        for partition in self.holds.keys() - set(held):
             self._drop(partition)
+        for partition in held:
+            if partition not in self.holds:
+                self._begin(partition)
+
+    def fresh(self) -> list[Hold]:
+        """What was assigned since this was asked last."""
+        fresh, self._fresh = self._fresh, []
+        return [hold for hold in fresh if hold.alive]
+
+    def _begin(self, partition: int) -> Hold:
+        hold = self.holds[partition] = Hold(partition)
+        self._fresh.append(hold)
+        return hold
 
     def _drop(self, partition: int) -> None:
-        hold = self._holds.pop(partition, None)
+        hold = self.holds.pop(partition, None)
         self._ready.pop(partition, None)
         if hold is not None:
             hold.alive = False

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import threading
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, overload
 
 from retold.aggregates import Aggregate, appliers_of
+from retold.brokers.base import Consumer
 from retold.brokers.consumers import open_consumer
 from retold.brokers.polling import Start
-from retold.errors import DefinitionError, InvalidValue, UsageError
+from retold.errors import AssignmentLost, DefinitionError, InvalidValue, UsageError
 from retold.events import Event, event_name
 from retold.registry import check_name, full_name
 from retold.subscriptions.delivery import AsyncDelivery, Delivery
 from retold.subscriptions.dispatcher import Dispatcher
 from retold.subscriptions.handling import Handler, Handling, Route, Routes
+from retold.subscriptions.parking import PARK_LIMIT, Parking
 from retold.subscriptions.retry import Retry
 from retold.subscriptions.workers import Inline, OnLoop, Threads, Work, Workers
 from retold.upcasting import upcast_names
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
 E = TypeVar("E", bound=Event)
 
+OnError = Literal["park", "stop"]
+_log = logging.getLogger("retold.subscriptions")
 _MAX_NAME = 100  # a delivery's key holds the name, an event id and a step in 255 characters
 
 
@@ -50,8 +55,11 @@ class Subscription:
     start: where a new subscription begins: "beginning", "now", or an aware datetime.
     lanes: how many entities' events are handled at once in this process, each entity's one after
     the other. With one, the handlers run in the order of the log.
-    attempts: how often a handler is tried before the subscription stops at its event.
+    attempts: how often a handler is tried before it is given up.
     retry: the same with pauses, and errors that no retry mends; for a handler of its own, `on`.
+    on_error: what then happens. "park" puts the event, and later ones of its entity behind it, into
+    the table `parked`; other entities go on. "stop" ends the subscription before the event.
+    park_limit: the most events of one entity that are parked; with one more the subscription stops.
     """
 
     def __init__(
@@ -62,9 +70,15 @@ class Subscription:
         lanes: int = 1,
         attempts: int | None = None,
         retry: Retry | None = None,
+        on_error: OnError = "park",
+        park_limit: int = PARK_LIMIT,
     ) -> None:
         if len(check_name("a subscription", name)) > _MAX_NAME:
             raise InvalidValue(f"a subscription's name has at most {_MAX_NAME} characters")
+        if on_error not in ("park", "stop"):
+            raise InvalidValue(f'on_error is "park" or "stop", not {on_error!r}')
+        if park_limit < 1:
+            raise InvalidValue("park_limit: an entity's queue holds at least one event")
         if lanes < 1:
             raise InvalidValue("lanes: there is at least one")
         if attempts is not None and retry is not None:
@@ -77,6 +91,8 @@ class Subscription:
         self.name = name
         self._start: Start = start
         self._lanes = lanes
+        self._on_error: OnError = on_error
+        self._park_limit = park_limit
         self._retry = retry or (Retry() if attempts is None else Retry(attempts))
         self._handlers: list[tuple[type[Event], str | None, Route]] = []
 
@@ -149,20 +165,45 @@ class Subscription:
         if awaited and loop is None:
             raise UsageError(f"{full_name_of(awaited[0])} is async, so it needs an AsyncEventStore")
         types = {name for _, cls in routes for name in stored_names(cls)} | set(upcast_names())
-        consumer = open_consumer(
-            store.driver, self.name, sorted({t for t, _ in routes}), sorted(types), self._start
+        wanted = sorted({t for t, _ in routes}), sorted(types), self._start
+        while True:
+            consumer = open_consumer(store.driver, self.name, *wanted)
+            try:
+                return self._consume(
+                    consumer, store, stop, routes, drain, loop if awaited else None
+                )
+            except AssignmentLost as lost:
+                if drain:
+                    raise
+                _log.warning("%s", lost)  # noticed while an event was parked: join again
+            finally:
+                consumer.close()
+
+    def _consume(
+        self,
+        consumer: Consumer,
+        store: EventStore,
+        stop: threading.Event,
+        routes: Routes,
+        drain: bool,
+        loop: tuple[asyncio.AbstractEventLoop, AsyncEventStore] | None,
+    ) -> int:
+        parking = Parking(
+            self.name,
+            Handling(self.name, routes, store.codec),
+            store.driver,
+            consumer,
+            parks=self._on_error == "park",
+            limit=self._park_limit,
         )
-        handling = Handling(self.name, routes, store.codec)
-        work = Work(self.name, handling, store, stop)
+        work = Work(self.name, parking.steps, store, stop)
         workers: Workers = Inline(work)
-        if loop is not None and awaited:
+        if loop is not None:
             workers = OnLoop(work, self._lanes, *loop)
         elif self._lanes > 1 and not drain:
             workers = Threads(work, self._lanes)
-        try:
-            return Dispatcher(self.name, consumer, work, workers).consume(stop, drain=drain)
-        finally:
-            consumer.close()
+        dispatcher = Dispatcher(self.name, consumer, work, workers, parking)
+        return dispatcher.consume(stop, drain=drain)
 
     async def run_on_async(self, store: AsyncEventStore, stop: threading.Event) -> None:
         """The same loop in a thread; async handlers run on this event loop."""

@@ -9,12 +9,12 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from retold.errors import UsageError
+from retold.errors import RetoldError, UsageError
 from retold.metadata import metadata
 from retold.subscriptions.delivery import AsyncDelivery, Delivery
-from retold.subscriptions.handling import Call, Handling
+from retold.subscriptions.handling import Call, Run, Steps
 from retold.subscriptions.lanes import Lanes
 from retold.subscriptions.progress import Taken
 
@@ -33,10 +33,14 @@ class Work:
     """
 
     def __init__(
-        self, subscription: str, handling: Handling, store: EventStore, stop: threading.Event
+        self,
+        subscription: str,
+        steps: Callable[[Taken], Steps],
+        store: EventStore,
+        stop: threading.Event,
     ) -> None:
         self.subscription = subscription
-        self.handling = handling
+        self.steps = steps
         self.store = store
         self.stop = stop
         self.ending = threading.Event()
@@ -54,8 +58,8 @@ class Work:
 
     def handle(self, taken: Taken) -> bool:
         """Handle one message in this thread; False when it was stopped before it was."""
-        steps = self.handling.steps(taken.message)
-        result: Exception | bool | None = None
+        steps = self.steps(taken)
+        result: object = None
         while True:
             try:
                 step = steps.send(result)
@@ -64,8 +68,17 @@ class Work:
                 return taken.done
             if isinstance(step, Call):
                 result = self.call(step)
+            elif isinstance(step, Run):
+                result = self.run(step)
             else:
                 result = self._pause(step.seconds)
+
+    def run(self, step: Run) -> object:
+        """Run a plan on the store; its result, or the error it raised."""
+        try:
+            return self.store.driver.run(step.plan)
+        except RetoldError as error:
+            return error
 
     def _pause(self, seconds: float) -> bool:
         while seconds > 0 and not self.stopped:
@@ -205,8 +218,8 @@ class OnLoop:
         work.told()
 
     async def _handle(self, taken: Taken) -> None:
-        steps: Any = self._work.handling.steps(taken.message)
-        result: Any = None
+        steps = self._work.steps(taken)
+        result: object = None
         while True:
             try:
                 step = steps.send(result)
@@ -215,6 +228,8 @@ class OnLoop:
                 return
             if isinstance(step, Call):
                 result = await self._call(step)
+            elif isinstance(step, Run):
+                result = await self._loop.run_in_executor(self._pool, self._work.run, step)
             else:
                 result = await self._pause(step.seconds)
 
