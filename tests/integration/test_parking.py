@@ -389,7 +389,8 @@ def test_the_command_lists_shows_and_marks(
 def test_a_server_that_restarts_while_a_handler_works_parks_nothing(
     kind: str, store: EventStore, servers: Rig
 ) -> None:
-    press, again = Subscription("press", retry=ONE_TRY), threading.Event()
+    press = Subscription("press", retry=ONE_TRY)
+    again, done = threading.Event(), threading.Event()
 
     @press.on(Noted, of=Book)
     def note(delivery: Delivery[Noted]) -> None:
@@ -398,12 +399,13 @@ def test_a_server_that_restarts_while_a_handler_works_parks_nothing(
                 again.set()
                 servers[kind].restart()
             delivery.update(Book, "bob", Book.note, 2)
+            done.set()
 
     book(store, "bob", 0)
     book(store, "ann", 1)
     with at_work(store, press):
-        assert again.wait(30)
-        wait_for(lambda: len(list(store.repository(Book).history("bob"))) == 2)
+        assert done.wait(50)
+    assert len(list(store.repository(Book).history("bob"))) == 2
     assert queue(store) == []
 
 
@@ -413,6 +415,7 @@ def test_of_two_members_each_parks_and_tries_again_what_is_its_own(
 ) -> None:
     monkeypatch.setattr(dispatcher, "WISHES_S", 0.0)
     presses = Press(0, lanes=2), Press(0, lanes=2)
+    presses[1].seen = presses[0].seen
     entities = [f"book-{n}" for n in range(20)]
     with (
         EventStore(url) as other,
@@ -427,8 +430,7 @@ def test_of_two_members_each_parks_and_tries_again_what_is_its_own(
         assert store.parked().retry("press") == len(entities)
         for id in entities:
             store.repository(Book).update(id, Book.note, 2)
-        wait_for(lambda: sum(len(press.seen) for press in presses) >= 3 * len(entities))
+        wait_for(lambda: len(presses[0].seen) >= 3 * len(entities))
         wait_for(lambda: queue(store) == [])
     for id in entities:
-        handled = [press.of(id) for press in presses if press.of(id)]
-        assert sum(handled, []) == [0, 1, 2]
+        assert presses[0].of(id) == [0, 1, 2]

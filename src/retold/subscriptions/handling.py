@@ -73,7 +73,7 @@ class Handling:
 
         Raises HandlerFailed, UnknownEvent, UnreadableEvent.
         """
-        recorded = read_row(
+        for event in read_row(
             self._codec,
             message.topic,
             message.key,
@@ -82,8 +82,7 @@ class Handling:
             message.data,
             None,
             message.metadata,
-        )
-        for event in recorded:
+        ):
             route = self._routes.get((message.topic, type(event.event)))
             if route is None:
                 continue

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from retold.errors import RetoldError, UsageError
-from retold.metadata import metadata
+from retold.metadata import CausedBy
 from retold.subscriptions.delivery import AsyncDelivery, Delivery
 from retold.subscriptions.handling import Call, Run, Steps
 from retold.subscriptions.lanes import Lanes
@@ -89,9 +89,8 @@ class Work:
     def call(self, step: Call) -> Exception | None:
         """Call a plain handler; the error it raised."""
         handler, recorded, attempt = step
-        correlation = recorded.metadata.get("correlation_id", recorded.id)
         try:
-            with metadata(correlation_id=correlation, causation_id=recorded.id):
+            with CausedBy(recorded.id, recorded.metadata):
                 result = handler(Delivery(recorded, self.subscription, attempt, self.store))
                 if inspect.isawaitable(result):
                     if inspect.iscoroutine(result):
@@ -240,9 +239,8 @@ class OnLoop:
             return await self._loop.run_in_executor(
                 self._pool, lambda: context.run(self._work.call, step)
             )
-        correlation = recorded.metadata.get("correlation_id", recorded.id)
         try:
-            with metadata(correlation_id=correlation, causation_id=recorded.id):
+            with CausedBy(recorded.id, recorded.metadata):
                 await handler(
                     AsyncDelivery(recorded, self._work.subscription, attempt, self._store)
                 )
