@@ -20,6 +20,7 @@ from retold.personal import Personal
 from retold.recorded import Recorded
 from retold.snapshots import every
 from retold.store.event_store import AsyncEventStore, EventStore
+from retold.store.parked import ParkedEvent
 from retold.store.repository import AsyncRepository, Repository
 from retold.store.transactions import AsyncTransaction, Transaction
 from retold.subscriptions.delivery import AsyncDelivery, Delivery
@@ -43,6 +44,7 @@ __all__ = [
     "KeyReused",
     "NotFound",
     "OutcomeUnknown",
+    "ParkedEvent",
     "Personal",
     "Raw",
     "Recorded",

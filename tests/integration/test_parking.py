@@ -291,6 +291,27 @@ def test_a_member_that_lost_its_partition_cannot_park(url: str, store: EventStor
         member.close()
 
 
+@pytest.mark.parametrize("lanes", [1, 4])
+@SQLITE
+def test_a_member_whose_partition_was_taken_while_a_handler_failed_joins_again(
+    url: str, store: EventStore, caplog: pytest.LogCaptureFixture, lanes: int
+) -> None:
+    press, tried = Subscription("press", lanes=lanes, retry=ONE_TRY), list[int]()
+
+    @press.on(Noted, of=Book)
+    def note(delivery: Delivery[Noted]) -> None:
+        tried.append(delivery.event.number)
+        if len(tried) == 1:
+            rows(url, "UPDATE subscriptions SET owner = 'elsewhere', lease_until = 0")
+        raise ZeroDivisionError
+
+    book(store, "ann", 1, 2)
+    with at_work(store, press):
+        wait_for(lambda: len(queue(store)) == 2)
+    assert tried == [1, 1]
+    assert "took over" in caplog.text
+
+
 def fail_and_wait(url: str, pipe: Connection) -> None:
     """A member that is killed while it tries a parked event again."""
     press, tries = Subscription("press", retry=ONE_TRY), list[int]()

@@ -29,7 +29,8 @@ A *consumer* hands the messages of some topics to one member of a subscription:
   again, to this member or another: at least once. Handlers are exactly once in effect because their
   updates keep the message's key.
 * Waiting. `poll` returns as soon as there is one message, and never waits for more. `wake` makes a
-  waiting poll return; it may be called from any thread.
+  waiting poll return; it may be called from any thread, and after `close`.
+* Parking. `owned` lets the store's database refuse what a member that lost a partition would park.
 """
 
 from __future__ import annotations
