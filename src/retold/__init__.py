@@ -20,9 +20,11 @@ from retold.personal import Personal
 from retold.recorded import Recorded
 from retold.snapshots import every
 from retold.store.event_store import AsyncEventStore, EventStore
+from retold.store.parked import ParkedEvent
 from retold.store.repository import AsyncRepository, Repository
 from retold.store.transactions import AsyncTransaction, Transaction
 from retold.subscriptions.delivery import AsyncDelivery, Delivery
+from retold.subscriptions.retry import Retry
 from retold.subscriptions.subscription import Subscription
 from retold.upcasting import Raw, upcast
 
@@ -42,11 +44,13 @@ __all__ = [
     "KeyReused",
     "NotFound",
     "OutcomeUnknown",
+    "ParkedEvent",
     "Personal",
     "Raw",
     "Recorded",
     "Repository",
     "RetoldError",
+    "Retry",
     "StoreUnavailable",
     "Subscription",
     "Transaction",

@@ -340,6 +340,26 @@ class HandlerFailed(RetoldError):
 
 
 @dataclass(eq=False)
+class ParkedQueueFull(RetoldError):
+    """{limit} events of {entity_type} {entity_id!r} are parked for subscription {subscription!r},
+    and one more came. The subscription stopped before it, nothing was skipped. Mend what failed,
+    then retold parked retry, or skip the first one, and start the subscription again."""
+
+    subscription: str
+    entity_type: str
+    entity_id: str
+    limit: int
+
+
+@dataclass(eq=False)
+class NotParked(RetoldError, LookupError):
+    """No event {event_id!r} is parked for subscription {subscription!r}. See: retold parked list"""
+
+    subscription: str
+    event_id: str
+
+
+@dataclass(eq=False)
 class AssignmentLost(RetoldError):
     """Another process took over subscription {subscription!r}; this one may no longer save its
     position."""

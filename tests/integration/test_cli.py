@@ -23,9 +23,9 @@ def test_migrate(
 ) -> None:
     url = fresh_database(kind)
     assert main(["migrate", "--check", "--database", url]) == 1
-    assert capsys.readouterr().out == "pending 0001_tables\n"
+    assert capsys.readouterr().out == "pending 0001_tables\npending 0002_parked\n"
     assert main(["migrate", "--database", url]) == 0
-    assert capsys.readouterr().out == "applied 0001_tables\n"
+    assert capsys.readouterr().out == "applied 0001_tables\napplied 0002_parked\n"
     assert main(["migrate", "--database", url]) == 0
     assert main(["migrate", "--check", "--database", url]) == 0
     assert query(url, "SELECT count(*) FROM events") == [(0,)]
@@ -48,7 +48,10 @@ def test_two_at_once_apply_each_step_once(kind: str, fresh_database: Callable[[s
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     printed = sorted(process.communicate(timeout=60)[0] for process in both)
     assert [process.returncode for process in both] == [0, 0]
-    assert printed == ["applied 0001_tables\n", "nothing to do: the tables are up to date\n"]
+    assert printed == [
+        "applied 0001_tables\napplied 0002_parked\n",
+        "nothing to do: the tables are up to date\n",
+    ]
 
 
 @pytest.mark.parametrize("kind", SERVERS)

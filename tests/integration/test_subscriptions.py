@@ -156,7 +156,7 @@ def test_several_subscriptions_run_at_once(store: EventStore) -> None:
 
 
 def test_when_one_subscription_fails_all_are_stopped_and_it_is_raised(store: EventStore) -> None:
-    failing, other = Subscription("failing", attempts=1), Subscription("other")
+    failing, other = Subscription("failing", attempts=1, on_error="stop"), Subscription("other")
 
     @failing.on(Credited)
     def fail(delivery: Delivery[Credited]) -> None:
@@ -524,7 +524,7 @@ def test_an_async_run_that_is_cancelled_ends_behind_the_event_being_handled(
 
 def test_an_async_run_stops_all_when_a_handler_keeps_failing(url: str) -> None:
     async def main() -> None:
-        failing, other = Subscription("failing", attempts=2), Subscription("other")
+        failing, other = Subscription("failing", attempts=2, on_error="stop"), Subscription("other")
 
         @failing.on(Credited)
         async def fail(delivery: AsyncDelivery[Credited]) -> None:

@@ -97,7 +97,7 @@ class Bank:
     def deliver(self, handler: Handler, name: str = "transfers", attempts: int = 1) -> None:
         """Deliver every event to a handler, also those it was given before."""
         self._raw.execute("UPDATE subscriptions SET position = 0")
-        subscription = Subscription(name, attempts=attempts)
+        subscription = Subscription(name, attempts=attempts, on_error="stop")
 
         @subscription.on(Requested)
         def handle(delivery: Delivery[Requested]) -> None:
@@ -405,7 +405,7 @@ def test_what_a_handler_writes_names_its_cause_and_where_it_all_began(bank: Bank
 
 
 def test_a_correlation_id_is_handed_on_along_a_chain(bank: Bank) -> None:
-    letters = Subscription("letters")
+    letters = Subscription("letters", on_error="stop")
 
     @letters.on(Credited)
     def write(delivery: Delivery[Credited]) -> None:
@@ -468,7 +468,7 @@ def test_an_async_delivery_has_the_same_verbs(tmp_path: Path) -> None:
 
 def test_an_async_update_twice_is_ambiguous_too(tmp_path: Path) -> None:
     async def work() -> None:
-        transfers = Subscription("transfers", attempts=1)
+        transfers = Subscription("transfers", attempts=1, on_error="stop")
 
         @transfers.on(Credited)
         async def handle(delivery: AsyncDelivery[Credited]) -> None:

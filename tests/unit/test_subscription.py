@@ -409,7 +409,7 @@ def failing(on: int, until: threading.Event, **settings: Any) -> tuple[Subscript
 
 
 def test_a_handler_that_keeps_failing_stops_the_subscription(store: EventStore) -> None:
-    letters, _ = failing(2, threading.Event(), attempts=2)
+    letters, _ = failing(2, threading.Event(), attempts=2, on_error="stop")
     ann = store.repository(Account).create(Account.credit, 1, 2, 3)
     with pytest.raises(HandlerFailed) as caught:
         store.drain(letters)
@@ -432,7 +432,7 @@ def test_what_was_handled_before_a_failure_is_not_handled_again(
     store: EventStore, raw: sqlite3.Connection
 ) -> None:
     mended = threading.Event()
-    letters, seen = failing(3, mended, attempts=1)
+    letters, seen = failing(3, mended, attempts=1, on_error="stop")
     store.repository(Account).create(Account.credit, 1, 2, 3, 4)
     for _ in range(2):
         with pytest.raises(HandlerFailed):
@@ -443,7 +443,7 @@ def test_what_was_handled_before_a_failure_is_not_handled_again(
 
 def test_nothing_is_skipped_and_it_goes_on_once_the_handler_is_mended(store: EventStore) -> None:
     mended = threading.Event()
-    letters, seen = failing(2, mended, attempts=1)
+    letters, seen = failing(2, mended, attempts=1, on_error="stop")
     store.repository(Account).create(Account.credit, 1, 2, 3)
     with pytest.raises(HandlerFailed):
         store.drain(letters)
@@ -597,7 +597,7 @@ def test_a_subscription_is_stopped_between_two_attempts(
 
 def test_a_plain_function_that_returns_an_awaitable_fails(store: EventStore) -> None:
     """It would never be awaited, and the event taken for handled."""
-    letters = Subscription("letters", attempts=1)
+    letters = Subscription("letters", attempts=1, on_error="stop")
 
     async def later() -> None: ...
 
@@ -610,7 +610,7 @@ def test_a_plain_function_that_returns_an_awaitable_fails(store: EventStore) -> 
 def test_an_event_nobody_can_read_stops_the_subscription(
     store: EventStore, raw: sqlite3.Connection
 ) -> None:
-    letters = Subscription("letters")
+    letters = Subscription("letters", on_error="stop")
     seen = amounts_of(letters, [])
     store.repository(Account).create(Account.credit, 1, 2, 3)
     raw.execute("UPDATE events SET event_data = '{}' WHERE position = 2")
@@ -739,7 +739,7 @@ def test_an_event_upcast_to_nothing_is_passed_over(
 def test_a_chain_to_a_name_nobody_declares_stops_the_subscription(
     store: EventStore, raw: sqlite3.Connection
 ) -> None:
-    letters = Subscription("letters")
+    letters = Subscription("letters", on_error="stop")
     letters.on(Paid)(ignore)
     store.repository(Ledger).create(Ledger.pay, 5)
     stored_as(raw, "test_subscription.ToNobody", "{}")

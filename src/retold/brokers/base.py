@@ -20,8 +20,10 @@ A *consumer* hands the messages of some topics to one member of a subscription:
   position is committed.
 * Assignment. At any time a partition is assigned to at most one member; a member may have none,
   and then `poll` returns nothing. The first `poll` asks for an assignment; from then on it may
-  change at any moment. Messages of a partition that is lost are not returned any more; what was
-  returned before may be committed only for some seconds more, if at all.
+  change at any moment, and `held` tells what there is. Messages of a partition that is lost are not
+  returned any more; what was returned before may be committed only for some seconds more, if at all.
+  A partition that is given up for another member has nothing in hand: no message was returned that
+  is not committed yet. If that takes too long, it is given up all the same.
 * Position. It says "everything before this place, in this partition"; positions grow. It means
   something to consumers of the same subscription and topics only.
 * Commit. `commit({partition: position})` says that every message up to the position is handled.
@@ -31,14 +33,17 @@ A *consumer* hands the messages of some topics to one member of a subscription:
   again, to this member or another: at least once. Handlers are exactly once in effect because their
   updates keep the message's key.
 * Waiting. `poll` returns as soon as there is one message, and never waits for more. `wake` makes a
-  waiting poll return. `wake` and `commit` may be called from any thread.
+  waiting poll return. `wake` and `commit` may be called from any thread, `wake` after `close` too.
+* Parking. `owned` lets the store's database refuse what a member that lost a partition would park.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+
+from retold.store.driver import Statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +142,21 @@ class Consumer(Protocol):
     @property
     def assigned(self) -> bool:
         """Whether any partition is assigned to this member."""
+        ...
+
+    @property
+    def held(self) -> Collection[int]:
+        """The partitions that are assigned to this member."""
+        ...
+
+    def owned(self, partition: int) -> Statement | None:
+        """A statement that, in a transaction of the store's database, returns the position saved
+        of a partition, and nothing where it is not this member's; until the transaction ends it
+        stays so.
+
+        None where the database does not know: then something else must keep a member that lost a
+        partition from parking what its successor handled.
+        """
         ...
 
     def poll(self, limit: int, timeout: float) -> Sequence[Message]:

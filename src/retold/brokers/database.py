@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 import msgspec
@@ -65,6 +65,13 @@ class DatabaseConsumer(PollingConsumer):
     @property
     def assigned(self) -> bool:
         return self._owner is not None
+
+    @property
+    def held(self) -> Collection[int]:
+        return (_PARTITION,) if self.assigned else ()
+
+    def owned(self, partition: int) -> Statement:
+        return Statement(self._sql["parked_owned"], (self._name, partition, self._owner or ""))
 
     def _look(self, limit: int) -> Sequence[Message]:
         return self._read(limit) if self.assigned or self._claim() else ()

@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,6 +144,14 @@ class KafkaConsumer:
     @property
     def assigned(self) -> bool:
         return bool(self._shares)
+
+    @property
+    def held(self) -> Collection[int]:
+        with self._changed:
+            return tuple(self._shares)
+
+    def owned(self, partition: int) -> None:
+        """The group knows, and the store's database does not."""
 
     # --- the caller's side ------------------------------------------------------------------------
 

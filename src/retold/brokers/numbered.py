@@ -23,6 +23,7 @@ from retold.brokers.shares import leave, renew_lease, save_positions, take_share
 from retold.errors import AssignmentLost, RetoldError
 from retold.store.connections import BlockingDriver, Notices
 from retold.store.dialects import CHANNEL
+from retold.store.driver import Statement
 
 _WINDOW = 500
 """How many positions are read at once."""
@@ -37,6 +38,8 @@ _SHARE_S = 1.0
 """How often members are counted by one that has its share."""
 _NOTED_S = 60.0
 """How often it is made sure that the log gets every event."""
+LEAVE_S = 30.0
+"""How long messages in hand may keep a partition from the member that should have it."""
 _log = logging.getLogger("retold.subscriptions")
 
 
@@ -67,6 +70,8 @@ class NumberedConsumer(PollingConsumer):
         self._read: dict[int, int] = {}
         self._handed: dict[int, int] = {}
         self._saved: dict[int, int] = {}
+        # Partitions that others should have, and since when: nothing new of them is handed out.
+        self._leaving: dict[int, float] = {}
         self._buffer: deque[Message] = deque()
         self._members = 1
         self._share_at = 0.0
@@ -84,6 +89,13 @@ class NumberedConsumer(PollingConsumer):
     def assigned(self) -> bool:
         return bool(self._read)
 
+    @property
+    def held(self) -> Collection[int]:
+        return self._read.keys()
+
+    def owned(self, partition: int) -> Statement:
+        return Statement(self._sql["parked_owned"], (self._name, partition, self._me))
+
     def _many(self, values: Iterable[object]) -> object:
         """The one parameter that stands for several values."""
         return list(values) if self._driver.dialect.name == "postgres" else tuple(values)
@@ -95,7 +107,8 @@ class NumberedConsumer(PollingConsumer):
             if time.monotonic() >= self._share_at or self._struck_off.is_set():
                 self._take_share()
             if self._read and not self._buffer:
-                self._closed.wait(max(0.0, self._next_look - time.monotonic()))
+                if self._woken.wait(max(0.0, self._next_look - time.monotonic())):
+                    return ()
                 self._next_look = time.monotonic() + self._gap_s
                 self._fill_buffer()
                 if len(self._buffer) > limit:
@@ -134,12 +147,13 @@ class NumberedConsumer(PollingConsumer):
 
     def _read_on(self, end: int) -> bool:
         """Read the next positions of the partitions that are furthest behind; False at the end."""
-        behind = min(self._read.values())
+        staying = {n: at for n, at in self._read.items() if n not in self._leaving}
+        behind = min(staying.values(), default=end)
         if behind >= end:
             return False
-        others = [position for position in self._read.values() if position > behind]
+        others = [position for position in staying.values() if position > behind]
         until = min(end, behind + _WINDOW, *others)
-        partitions = [n for n, position in self._read.items() if position == behind]
+        partitions = [n for n, position in staying.items() if position == behind]
         self._buffer += self._driver.run(
             read_log(self._sql, behind, until, self._many(partitions), self._topics, self._types)
         )
@@ -187,15 +201,30 @@ class NumberedConsumer(PollingConsumer):
         if passed := self._passed():
             self._keep(self._driver.run(save_positions(self._sql, self._name, self._me, passed)))
         self._joined = True
+        now = time.monotonic()
+        in_hand = [
+            partition
+            for partition, handed in self._handed.items()
+            if handed > self._saved[partition] and now - self._leaving.get(partition, now) < LEAVE_S
+        ]
         share = self._driver.run(
-            take_share(self._sql, self._name, self._me, self._lease_ms, self._start)
+            take_share(self._sql, self._name, self._me, self._lease_ms, self._start, in_hand)
         )
         self._keep(share.held)
+        self._leave(share.leaving, now)
         for partition, position in share.held.items():
             if partition not in self._read:
                 self._read[partition] = self._saved[partition] = position
         self._members = share.members
         self._share_at = time.monotonic() + (_SHARE_S if share.fair else _STANDBY_S)
+
+    def _leave(self, leaving: Collection[int], now: float) -> None:
+        """Hand out nothing more of these partitions."""
+        self._leaving = {partition: self._leaving.get(partition, now) for partition in leaving}
+        for partition in leaving:
+            self._read[partition] = max(self._handed[partition], self._saved[partition])
+        if leaving:
+            self._buffer = deque(m for m in self._buffer if m.partition not in leaving)
 
     def _passed(self) -> dict[int, int]:
         """Partitions that were read far beyond their saved position, without a message of ours."""

@@ -8,7 +8,7 @@ there is one owner at any moment, and a position is saved only where the column 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -19,9 +19,11 @@ from retold.store.driver import Plan, Result, Statement
 
 
 class Share(NamedTuple):
-    """held: partition → saved position. fair: it is what this member should have."""
+    """held: partition → saved position. leaving: those that others should have, once nothing of
+    them is in hand. fair: it is what this member should have."""
 
     held: dict[int, int]
+    leaving: frozenset[int]
     members: int
     fair: bool
 
@@ -33,9 +35,17 @@ def quota(partitions: int, members: Sequence[str], me: str) -> int:
 
 
 def take_share(
-    sql: Mapping[str, str], name: str, me: str, lease_ms: int, start: Start
+    sql: Mapping[str, str],
+    name: str,
+    me: str,
+    lease_ms: int,
+    start: Start,
+    in_hand: Collection[int] = (),
 ) -> Plan[Share]:
-    """Join, give up what is too much, claim what is missing. Raises LogMissing."""
+    """Join, give up what is too much but not what is in hand, claim what is missing.
+
+    Raises LogMissing.
+    """
     at = (name,)
     partitions = (yield from log_state(sql)).partitions
     # Owners before members: who owned something when it was read had joined by then, and is not taken
@@ -51,12 +61,14 @@ def take_share(
         yield [Statement(sql["member_join"], (name, me, lease_ms))]
     fair = quota(len(shares.rows), sorted(alive), me)
     mine = {partition: position for partition, position, owner in shares.rows if owner == me}
-    if surplus := sorted(mine)[fair:]:
-        yield [Statement(sql["share_release"], (name, n, me)) for n in surplus]
-        for partition in surplus:
+    surplus = sorted(mine)[fair:]
+    leaving = frozenset(surplus) & set(in_hand)
+    if released := [partition for partition in surplus if partition not in leaving]:
+        yield [Statement(sql["share_release"], (name, n, me)) for n in released]
+        for partition in released:
             del mine[partition]
     free = [row for row in shares.rows if row[2] != me and row[2] not in alive]
-    wanted = _spread(free, sorted(alive).index(me) * fair)[: fair - len(mine)]
+    wanted = _spread(free, sorted(alive).index(me) * fair)[: max(0, fair - len(mine))]
     if wanted:
         # In ascending order, so that two members that claim at once cannot wait for one another.
         wanted.sort(key=itemgetter(0))
@@ -67,7 +79,7 @@ def take_share(
         for (partition, position, _), claimed in zip(wanted, claims, strict=True):
             if claimed.rowcount == 1:
                 mine[partition] = position
-    return Share(mine, len(alive), len(mine) == fair)
+    return Share(mine, leaving, len(alive), len(mine) == fair)
 
 
 def _spread(free: list[Row], by: int) -> list[Row]:

@@ -13,7 +13,15 @@ from retold.store.append import Append, append_in_one_statement, append_step_by_
 from retold.store.driver import Plan
 from retold.store.url import DatabaseURL
 
-TABLES = ("events", "entities", "snapshots", "handled", "subscriptions", "retold_migrations")
+TABLES = (
+    "events",
+    "entities",
+    "snapshots",
+    "handled",
+    "subscriptions",
+    "parked",
+    "retold_migrations",
+)
 BROKER_TABLES = ("unnumbered_events", "event_log", "subscribers", "numbering")
 """What subscriptions on a server's database need beside them."""
 CHANNEL = "retold_log"

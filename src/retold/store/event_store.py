@@ -44,6 +44,7 @@ from retold.store.migrations import (
 )
 from retold.store.numbering import install
 from retold.store.options import KafkaAddress, Settings
+from retold.store.parked_events import AsyncParkedEvents, ParkedEvents
 from retold.store.performing import performing, performing_async
 from retold.store.plans import forget_handled
 from retold.store.reading import Place, place_since
@@ -277,7 +278,7 @@ class EventStore(_Store):
     def run(self, *subscriptions: Runnable, stop: threading.Event | None = None) -> None:
         """Handle events until `stop` is set, or until Ctrl-C or SIGTERM in the main thread.
 
-        Raises HandlerFailed when a handler keeps failing; nothing is skipped.
+        Raises HandlerFailed when a handler keeps failing and its subscription is to stop then.
         """
         run_all(self, subscriptions, stop)
 
@@ -294,6 +295,10 @@ class EventStore(_Store):
             total += handled
             if not handled:
                 return total
+
+    def parked(self, subscription: str | None = None) -> ParkedEvents:
+        """The events that subscriptions, or this one, gave up on."""
+        return ParkedEvents(self._driver.run, self._driver.dialect.queries, subscription)
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -395,6 +400,10 @@ class AsyncEventStore(_Store):
     async def prune_handled(self, older_than: timedelta = timedelta(days=30)) -> int:
         """As EventStore.prune_handled."""
         return await self._perform(forget_handled(self._driver.dialect, older_than))
+
+    def parked(self, subscription: str | None = None) -> AsyncParkedEvents:
+        """As EventStore.parked."""
+        return AsyncParkedEvents(self._driver.run, self._driver.dialect.queries, subscription)
 
     def blocking(self) -> EventStore:
         """A blocking store on the same database, for handlers that are plain functions."""

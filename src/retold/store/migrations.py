@@ -66,6 +66,7 @@ def _statements(dialect: Dialect, text: str, collation: str) -> Iterator[tuple[s
     names = {
         **dialect.tables,
         "events_idx": dialect.quoted("events_idx"),
+        "parked_idx": dialect.quoted("parked_idx"),
         "collation": collation,
     }
     sql = "\n".join(line for line in text.splitlines() if not line.startswith("--"))

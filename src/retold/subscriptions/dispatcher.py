@@ -1,89 +1,164 @@
-"""The loop between a consumer and the handlers: read, handle, retry, save the position."""
+"""The loop between a consumer and the lanes: read, hand out, save the position."""
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import logging
 import random
 import threading
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from retold.brokers.base import Consumer, Message
-from retold.errors import AssignmentLost, HandlerFailed, RetoldError, UsageError
-from retold.events import Event
-from retold.metadata import metadata
-from retold.recorded import Recorded, read_row
-from retold.subscriptions.delivery import AsyncDelivery, Delivery
+from retold.errors import AssignmentLost, RetoldError
+from retold.subscriptions.parking import Parking
+from retold.subscriptions.progress import Progress, Revival, Taken
+from retold.subscriptions.workers import Work, Workers
 
-if TYPE_CHECKING:
-    from retold.store.event_store import AsyncEventStore, EventStore
-
-Handler = Callable[[Any], Any]
-
-_BATCH = 100
+BATCH = 100
+WINDOW = 1000
+"""The most messages in hand. No more are read while there are so many."""
+END_S = 30.0
+"""How long a stop waits for handlers that were begun."""
+_SAVE_S = 1.0
+"""How long what is handled may stay unsaved while there is work all the time."""
 _POLL_S = 0.5
+WISHES_S = 1.0
+"""How often it is looked for parked events that are to be tried again or skipped."""
 _log = logging.getLogger("retold.subscriptions")
 
 
 class Dispatcher:
-    """Handles one consumer's messages, one after the other."""
+    """Reads one consumer's messages and keeps its positions. Used by one thread."""
 
     def __init__(
         self,
         subscription: str,
-        routes: Mapping[tuple[str, type[Event]], Handler],
-        store: EventStore,
-        attempts: int,
-        loop: tuple[asyncio.AbstractEventLoop, AsyncEventStore] | None,
+        consumer: Consumer,
+        work: Work,
+        workers: Workers,
+        parking: Parking,
     ) -> None:
         self._subscription = subscription
-        self._routes = routes
-        self._store = store
-        self._attempts = attempts
-        self._loop = loop
+        self._consumer = consumer
+        self._work = work
+        self._workers = workers
+        self._parking = parking
+        self._wishes_at = 0.0
+        self._progress = Progress()
+        self._room = threading.Event()
+        self._saved_at = time.monotonic()
+        self._reached = False
+        self._tries = 0
+        work.told = self._told
 
-    def consume(self, consumer: Consumer, stop: threading.Event, *, drain: bool) -> int:
+    def consume(self, stop: threading.Event, *, drain: bool) -> int:
         """Until `stop` is set, or with `drain` until nothing is left; returns how many messages.
 
-        What was handled is committed, whatever ends the loop.
+        What was begun is finished, and what was handled is saved, whatever ends the loop.
         """
-        handled = tries = 0
-        reached = False
-        while not stop.is_set():
-            try:
-                messages = consumer.poll(_BATCH, 0 if drain else _POLL_S)
-            except RetoldError as error:
-                # What has never worked may be a wrong URL, which no waiting mends.
-                if not reached or not error.retriable:
-                    raise
-                _log.warning("%s: %s", self._subscription, error)
-                tries += 1
-                _pause(stop, tries)
-                continue
-            reached, tries = True, 0
-            if drain and not consumer.assigned:
-                raise AssignmentLost(self._subscription)
-            if drain and not messages:
-                break
-            done: dict[int, int] = {}
-            try:
-                for message in messages:
-                    if stop.is_set() or not self._handle(message, stop):
-                        break
-                    done[message.partition] = message.position
-                    handled += 1
-            finally:
-                if done:
-                    self._save(consumer, done, stop)
-        return handled
+        progress, workers = self._progress, self._workers
+        try:
+            while not self._work.stopped:
+                messages = self._poll(stop, drain)
+                if messages is None:
+                    continue
+                if drain and not self._consumer.assigned:
+                    raise AssignmentLost(self._subscription)
+                progress.keep(self._consumer.held)
+                taken = progress.take(messages)
+                revived = self._parked(drain)
+                if drain and not taken and not revived:
+                    break
+                workers.put([*revived, *taken])
+                self._save(stop, at_once=not messages)
+                self._wait_for_room(stop)
+        finally:
+            in_time = workers.end(END_S)
+            if not in_time:
+                _log.warning("%s: a handler did not end in %g s", self._subscription, END_S)
+            self._save(stop, at_once=True)
+        if self._work.failure is not None:
+            raise self._work.failure
+        return progress.handled
 
-    def _save(self, consumer: Consumer, done: Mapping[int, int], stop: threading.Event) -> None:
+    def _poll(self, stop: threading.Event, drain: bool) -> Sequence[Message] | None:
+        """None when it failed and may succeed later."""
+        limit = min(BATCH, WINDOW - self._progress.in_hand)
+        try:
+            messages = self._consumer.poll(limit, 0 if drain else _POLL_S)
+        except RetoldError as error:
+            # What has never worked may be a wrong URL, which no waiting mends.
+            if not self._reached or not error.retriable:
+                raise
+            _log.warning("%s: %s", self._subscription, error)
+            self._progress.keep(self._consumer.held)
+            self._tries += 1
+            _pause(stop, self._tries)
+            return None
+        self._reached, self._tries = True, 0
+        return messages
+
+    def _parked(self, drain: bool) -> Sequence[Taken]:
+        """What to do for the queues of parked events; learns of those of new partitions first."""
+        for hold in self._progress.fresh():
+            self._wait_for_store(partial(self._parking.load, hold))
+        now = time.monotonic()
+        if not drain and now - self._wishes_at < WISHES_S:
+            return ()
+        self._wishes_at = now
+        wanted: list[Revival] = []
+        self._wait_for_store(lambda: wanted.extend(self._parking.wanted(self._progress.holds)))
+        return wanted
+
+    def _wait_for_store(self, act: Callable[[], None]) -> None:
         tries = 0
         while True:
             try:
-                consumer.commit(done)
+                return act()
+            except RetoldError as error:
+                tries += 1
+                if not error.retriable or self._work.stopped:
+                    raise
+                _log.warning("%s: %s", self._subscription, error)
+                _pause(self._work.stop, tries)
+
+    def _told(self) -> None:
+        """A lane has nothing to do, or failed."""
+        self._room.set()
+        if self._workers.idle or self._work.ending.is_set():
+            self._consumer.wake()
+
+    def _wait_for_room(self, stop: threading.Event) -> None:
+        while not self._work.stopped:
+            self._progress.advance()
+            if self._progress.in_hand < WINDOW:
+                return
+            self._room.clear()
+            self._room.wait(0.02)
+            self._save(stop, at_once=False)
+
+    # --- positions -------------------------------------------------------------------------------
+
+    def _save(self, stop: threading.Event, *, at_once: bool) -> None:
+        """Save what is handled, in batches: at the latest when nothing is in hand."""
+        progress = self._progress
+        progress.advance()
+        if not progress.unsaved:
+            return
+        now = time.monotonic()
+        late = now - self._saved_at >= _SAVE_S
+        if not (at_once or late or progress.in_hand == 0 or progress.unsaved >= BATCH):
+            return
+        self._saved_at = now
+        self._commit(progress.positions(), stop)
+        progress.keep(self._consumer.held)
+
+    def _commit(self, positions: Mapping[int, int], stop: threading.Event) -> None:
+        tries = 0
+        while True:
+            try:
+                self._consumer.commit(positions)
             except AssignmentLost as lost:
                 _log.warning("%s", lost)
             except RetoldError as error:
@@ -95,76 +170,7 @@ class Dispatcher:
                 continue
             return
 
-    def _handle(self, message: Message, stop: threading.Event) -> bool:
-        """Handle one message; False when stopped before it was."""
-        recorded = read_row(
-            self._store.codec,
-            message.topic,
-            message.key,
-            message.event_id,
-            message.event_type,
-            message.data,
-            None,
-            message.metadata,
-        )
-        for event in recorded:
-            handler = self._routes.get((message.topic, type(event.event)))
-            if handler is not None and not self._try(handler, event, stop):
-                return False
-        return True
 
-    def _try(self, handler: Handler, recorded: Recorded[Event], stop: threading.Event) -> bool:
-        attempt = tries = 1
-        while True:
-            try:
-                self._call(handler, recorded, attempt)
-            except Exception as error:
-                # The database's troubles are not the handler's: they are waited for.
-                counts = not (isinstance(error, RetoldError) and error.retriable)
-                if counts and attempt >= self._attempts:
-                    raise HandlerFailed(
-                        self._subscription,
-                        getattr(handler, "__qualname__", repr(handler)),
-                        recorded.id,
-                        recorded.name,
-                        recorded.entity_type,
-                        recorded.entity_id,
-                        attempt,
-                        f"{type(error).__name__}: {error}",
-                    ) from error
-                _log.warning(
-                    "%s: attempt %d on event %s (%s) failed: %s",
-                    self._subscription,
-                    attempt,
-                    recorded.id,
-                    recorded.name,
-                    type(error).__name__,
-                )
-                attempt += counts
-                tries += 1
-                if _pause(stop, tries):
-                    return False
-            else:
-                return True
-
-    def _call(self, handler: Handler, recorded: Recorded[Event], attempt: int) -> None:
-        correlation = recorded.metadata.get("correlation_id", recorded.id)
-        with metadata(correlation_id=correlation, causation_id=recorded.id):
-            if self._loop is not None and inspect.iscoroutinefunction(handler):
-                loop, store = self._loop
-                delivery = AsyncDelivery(recorded, self._subscription, attempt, store)
-                asyncio.run_coroutine_threadsafe(handler(delivery), loop).result()
-            else:
-                result = handler(Delivery(recorded, self._subscription, attempt, self._store))
-                if inspect.isawaitable(result):
-                    if inspect.iscoroutine(result):
-                        result.close()
-                    raise UsageError(
-                        "a plain function returned an awaitable, which nobody would await: make "
-                        "the handler itself async def"
-                    )
-
-
-def _pause(stop: threading.Event, tries: int) -> bool:
-    """Wait with full jitter, doubling from 50 ms to 5 s; whether it was stopped meanwhile."""
-    return stop.wait(random.uniform(0, min(0.05 * (1 << min(tries, 8)), 5.0)))
+def _pause(stop: threading.Event, tries: int) -> None:
+    """Wait with full jitter, doubling from 0.1 s to 5 s."""
+    stop.wait(random.uniform(0, min(0.05 * (1 << min(tries, 8)), 5.0)))

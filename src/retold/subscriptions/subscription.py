@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import threading
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, get_args, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    Literal,
+    Protocol,
+    TypeVar,
+    get_args,
+    overload,
+)
 
 from retold.aggregates import Aggregate, appliers_of
+from retold.brokers.base import Consumer
 from retold.brokers.consumers import Assignor, open_consumer
 from retold.brokers.polling import Start
-from retold.errors import DefinitionError, InvalidValue, UsageError
+from retold.errors import AssignmentLost, DefinitionError, InvalidValue, UsageError
 from retold.events import Event, event_name
 from retold.registry import check_name, full_name
 from retold.subscriptions.delivery import AsyncDelivery, Delivery
-from retold.subscriptions.dispatcher import Dispatcher, Handler
+from retold.subscriptions.dispatcher import Dispatcher
+from retold.subscriptions.handling import Handler, Handling, Route, Routes
+from retold.subscriptions.parking import PARK_LIMIT, Parking
+from retold.subscriptions.retry import Retry
+from retold.subscriptions.workers import Inline, OnLoop, Threads, Work, Workers
 from retold.upcasting import upcast_names
 
 if TYPE_CHECKING:
@@ -24,6 +39,8 @@ if TYPE_CHECKING:
 
 E = TypeVar("E", bound=Event)
 
+OnError = Literal["park", "stop"]
+_log = logging.getLogger("retold.subscriptions")
 _MAX_NAME = 100  # a delivery's key holds the name, an event id and a step in 255 characters
 
 
@@ -45,7 +62,13 @@ class Subscription:
 
     name: where its position and its keys are kept; two programs with one name share the work.
     start: where a new subscription begins: "beginning", "now", or an aware datetime.
-    attempts: how often a handler is tried before the subscription stops at its event.
+    lanes: how many entities' events are handled at once in this process, each entity's one after
+    the other. With one, the handlers run in the order of the log.
+    attempts: how often a handler is tried before it is given up.
+    retry: the same with pauses, and errors that no retry mends; for a handler of its own, `on`.
+    on_error: what then happens. "park" puts the event, and later ones of its entity behind it, into
+    the table `parked`; other entities go on. "stop" ends the subscription before the event.
+    park_limit: the most events of one entity that are parked; with one more the subscription stops.
     assignor: on Kafka, how the members share the partitions: "cooperative-sticky", or "range" in a
     consumer group shared with a Java service. All members must say the same.
     """
@@ -55,13 +78,23 @@ class Subscription:
         name: str,
         *,
         start: Start = "beginning",
-        attempts: int = 5,
+        lanes: int = 1,
+        attempts: int | None = None,
+        retry: Retry | None = None,
+        on_error: OnError = "park",
+        park_limit: int = PARK_LIMIT,
         assignor: Assignor = "cooperative-sticky",
     ) -> None:
         if len(check_name("a subscription", name)) > _MAX_NAME:
             raise InvalidValue(f"a subscription's name has at most {_MAX_NAME} characters")
-        if attempts < 1:
-            raise InvalidValue("attempts: a handler is tried at least once")
+        if on_error not in ("park", "stop"):
+            raise InvalidValue(f'on_error is "park" or "stop", not {on_error!r}')
+        if park_limit < 1:
+            raise InvalidValue("park_limit: an entity's queue holds at least one event")
+        if lanes < 1:
+            raise InvalidValue("lanes: there is at least one")
+        if attempts is not None and retry is not None:
+            raise InvalidValue("attempts belongs into retry=Retry(attempts=…) where that is given")
         if isinstance(start, datetime):
             if start.tzinfo is None:
                 raise InvalidValue("start=… needs a datetime with a time zone")
@@ -72,16 +105,24 @@ class Subscription:
         self.name = name
         self._assignor: Assignor = assignor
         self._start: Start = start
-        self._attempts = attempts
-        self._handlers: list[tuple[type[Event], str | None, Handler]] = []
+        self._lanes = lanes
+        self._on_error: OnError = on_error
+        self._park_limit = park_limit
+        self._retry = retry or (Retry() if attempts is None else Retry(attempts))
+        self._handlers: list[tuple[type[Event], str | None, Route]] = []
 
     def on(
-        self, event_class: type[E], /, *, of: str | type[Aggregate] | None = None
+        self,
+        event_class: type[E],
+        /,
+        *,
+        of: str | type[Aggregate] | None = None,
+        retry: Retry | None = None,
     ) -> Register[E]:
         """Register the handler of an event of one entity type.
 
         of: the entity type, by name or class. Without it, the one aggregate of this process that
-        applies the event. Raises DefinitionError for a second handler of the same event; none or
+        applies the event. retry: for this handler instead of the subscription's. Raises DefinitionError for a second handler of the same event; none or
         several such aggregates are an error when the subscription starts.
         """
         if not (isinstance(event_class, type) and issubclass(event_class, Event)):
@@ -94,7 +135,7 @@ class Subscription:
                     raise DefinitionError(
                         f"subscription {self.name!r} has two handlers for {event_name(event_class)}"
                     )
-            self._handlers.append((event_class, topic, handler))
+            self._handlers.append((event_class, topic, Route(handler, retry or self._retry)))
             return handler
 
         return register
@@ -102,21 +143,20 @@ class Subscription:
     @property
     def has_async_handlers(self) -> bool:
         """Whether it needs an AsyncEventStore."""
-        return any(inspect.iscoroutinefunction(handler) for _, _, handler in self._handlers)
+        return any(inspect.iscoroutinefunction(route.handler) for _, _, route in self._handlers)
 
-    def _routes(self) -> dict[tuple[str, type[Event]], Handler]:
-        """(entity type, event class) → handler."""
+    def _routes(self) -> Routes:
         if not self._handlers:
             raise DefinitionError(f"subscription {self.name!r} has no handlers: use @….on(Event)")
-        routes: dict[tuple[str, type[Event]], Handler] = {}
-        for event_class, topic, handler in self._handlers:
+        routes: dict[tuple[str, type[Event]], Route] = {}
+        for event_class, topic, handled in self._handlers:
             route = (topic or self._only_applier(event_class), event_class)
             if route in routes:
                 raise DefinitionError(
                     f"subscription {self.name!r} has two handlers for {event_name(event_class)} "
                     f"of {route[0]}"
                 )
-            routes[route] = handler
+            routes[route] = handled
         return routes
 
     def _only_applier(self, event_class: type[Event]) -> str:
@@ -139,27 +179,51 @@ class Subscription:
     ) -> int:
         """Handle messages until stopped, or with `drain` until there are none; returns how many."""
         routes = self._routes()
-        if loop is None:
-            for handler in routes.values():
-                if inspect.iscoroutinefunction(handler):
-                    raise UsageError(
-                        f"{full_name_of(handler)} is async, so it needs an AsyncEventStore"
-                    )
+        awaited = [
+            route.handler for route in routes.values() if inspect.iscoroutinefunction(route.handler)
+        ]
+        if awaited and loop is None:
+            raise UsageError(f"{full_name_of(awaited[0])} is async, so it needs an AsyncEventStore")
         types = {name for _, cls in routes for name in stored_names(cls)} | set(upcast_names())
-        consumer = open_consumer(
-            store.driver,
+        wanted = sorted({t for t, _ in routes}), sorted(types), self._start
+        while True:
+            consumer = open_consumer(store.driver, self.name, *wanted, store.kafka, self._assignor)
+            try:
+                return self._consume(
+                    consumer, store, stop, routes, drain, loop if awaited else None
+                )
+            except AssignmentLost as lost:
+                if drain:
+                    raise
+                _log.warning("%s", lost)  # noticed while an event was parked: join again
+            finally:
+                consumer.close()
+
+    def _consume(
+        self,
+        consumer: Consumer,
+        store: EventStore,
+        stop: threading.Event,
+        routes: Routes,
+        drain: bool,
+        loop: tuple[asyncio.AbstractEventLoop, AsyncEventStore] | None,
+    ) -> int:
+        parking = Parking(
             self.name,
-            sorted({t for t, _ in routes}),
-            sorted(types),
-            self._start,
-            store.kafka,
-            self._assignor,
+            Handling(self.name, routes, store.codec),
+            store.driver,
+            consumer,
+            parks=self._on_error == "park",
+            limit=self._park_limit,
         )
-        dispatcher = Dispatcher(self.name, routes, store, self._attempts, loop)
-        try:
-            return dispatcher.consume(consumer, stop, drain=drain)
-        finally:
-            consumer.close()
+        work = Work(self.name, parking.steps, store, stop)
+        workers: Workers = Inline(work)
+        if loop is not None:
+            workers = OnLoop(work, self._lanes, *loop)
+        elif self._lanes > 1 and not drain:
+            workers = Threads(work, self._lanes)
+        dispatcher = Dispatcher(self.name, consumer, work, workers, parking)
+        return dispatcher.consume(stop, drain=drain)
 
     async def run_on_async(self, store: AsyncEventStore, stop: threading.Event) -> None:
         """The same loop in a thread; async handlers run on this event loop."""

@@ -157,7 +157,7 @@ class _Member:
         self._report = report
         self.queues: dict[tuple[str, str], _Queue] = {}
         self._end, self._struck, self._handler = 0, False, ""
-        for handler in self._routes.values():
+        for handler, _ in self._routes.values():
             if inspect.iscoroutinefunction(handler):
                 raise UsageError(f"{full_name_of(handler)} is async; a storm takes plain functions")
         names = {name for _, cls in self._routes for name in stored_names(cls)}
@@ -232,15 +232,15 @@ class _Member:
         )
 
     def _call(self, recorded: Recorded[Event], attempt: int) -> None:
-        handler = self._routes.get((recorded.entity_type, type(recorded.event)))
-        if handler is None:
+        route = self._routes.get((recorded.entity_type, type(recorded.event)))
+        if route is None:
             return
         self._report.deliveries += 1
-        self._handler = full_name_of(handler)
+        self._handler = full_name_of(route.handler)
         delivery = _Stormy(recorded, self._name, attempt, self._store)
         delivery.disturb = self._disturb
         with causing(recorded):
-            handler(delivery)
+            route.handler(delivery)
 
     def _disturb(self) -> None:
         drawn = self._chance.random()
