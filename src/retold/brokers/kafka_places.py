@@ -58,7 +58,7 @@ class Share:
     @property
     def passed(self) -> bool:
         """Whether there is something to save though nothing was handled."""
-        return not (self.buffered or self.since) and self.handed <= self.saved < self.read
+        return not (self.buffered or self.since) and self.handed <= max(self.saved, 0) < self.read
 
     @property
     def in_hand(self) -> bool:
