@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 from uuid import UUID
 
@@ -16,7 +15,7 @@ from retold.aggregates import Aggregate, appliers_of
 from retold.errors import InvalidValue, UsageError
 from retold.events import Event, event_name
 from retold.ids import milliseconds, moment
-from retold.metadata import metadata as written_with
+from retold.metadata import CausedBy
 from retold.recorded import Recorded
 from retold.store.event_store import AsyncEventStore, EventStore
 from retold.store.options import check_id
@@ -96,7 +95,7 @@ def deliver(
     if isinstance(opened, AsyncEventStore):
         return _deliver_async(handler, recorded, times, subscription, opened)
     for _ in range(times):
-        with causing(recorded):
+        with CausedBy(recorded.id, recorded.metadata):
             result = handler(Delivery(recorded, subscription, 1, opened))
         if inspect.isawaitable(result):
             if inspect.iscoroutine(result):
@@ -113,14 +112,8 @@ async def _deliver_async(
     store: AsyncEventStore,
 ) -> None:
     for _ in range(times):
-        with causing(recorded):
+        with CausedBy(recorded.id, recorded.metadata):
             await handler(AsyncDelivery(recorded, subscription, 1, store))
-
-
-def causing(recorded: Recorded[Event]) -> AbstractContextManager[None]:
-    """What is written because of an event says so."""
-    correlation = recorded.metadata.get("correlation_id", recorded.id)
-    return written_with(correlation_id=correlation, causation_id=recorded.id)
 
 
 def _recorded(

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 from retold.brokers.database import DatabaseConsumer
 from retold.errors import AssignmentLost, HandlerFailed, StoreBusy, UsageError
 from retold.events import Event
+from retold.metadata import CausedBy
 from retold.recorded import read_row
 from retold.subscriptions.delivery import Delivery
 from retold.subscriptions.subscription import full_name_of, stored_names
-from retold.testing.delivering import causing
 from retold.upcasting import upcast_names
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ class _Member:
         self._handler = full_name_of(route.handler)
         delivery = _Stormy(recorded, self._name, attempt, self._store)
         delivery.disturb = self._disturb
-        with causing(recorded):
+        with CausedBy(recorded.id, recorded.metadata):
             route.handler(delivery)
 
     def _disturb(self) -> None:
