@@ -274,7 +274,7 @@ class Account(Aggregate, name="app-{run}.Account"):
     def _credited(self, event: Credited) -> None:
         pass
 
-letters = Subscription("letters-{run}")
+letters = Subscription("letters-{run}", on_error="stop")
 
 @letters.on(Credited)
 def write(delivery: Delivery[Credited]) -> None:
