@@ -280,14 +280,14 @@ letters = Subscription("letters-{run}", on_error="stop")
 def write(delivery: Delivery[Credited]) -> None:
     if delivery.event.amount < 0:
         raise ValueError("negative")
-    print("letter", delivery.event.amount, flush=True)
+    print(f"letter {{delivery.event.amount}}\\n", end="", flush=True)
 
 def build():
     books = Subscription("books-{run}", attempts=1)
 
     @books.on(Credited)
     async def book(delivery: AsyncDelivery[Credited]) -> None:
-        print("book", delivery.event.amount, flush=True)
+        print(f"book {{delivery.event.amount}}\\n", end="", flush=True)
 
     return [books]
 

@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from retold.cli import main
-from tests.unit.declare import declare_event
-
 HEAD = "from typing import Any\nfrom retold import Event, Raw, upcast\n"
 V1 = HEAD + "class Opened(Event, name='bank.Opened'):\n    owner: str\n    balance: int\n"
 SAFE = V1 + "    note: str = ''\n"
@@ -78,21 +75,18 @@ def test_the_upcaster_that_is_shown_mends_a_renamed_field() -> None:
 @pytest.mark.parametrize(
     ("app", "arguments", "said"),
     [
-        ("json", ("--check", "none.json"), "Write it first: --write none.json"),
-        ("json", ("--check", "other.json"), "this is no schema of events"),
-        ("json", ("--write", "none/a.json"), "none/a.json cannot be written"),
+        ("bank", ("--check", "none.json"), "Write it first: --write none.json"),
+        ("bank", ("--check", "other.json"), "this is no schema of events"),
+        ("bank", ("--write", "none/a.json"), "none/a.json cannot be written"),
         ("bnak", ("--write", "a.json"), "there is no module 'bnak' here"),
         ("json.none", ("--write", "a.json"), "there is no module 'json.none' here"),
         (":json", ("--write", "a.json"), "there is no module '' here"),
     ],
 )
-def test_what_cannot_be_done_is_told(
-    app: str, arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_done_is_told(app: str, arguments: tuple[str, ...], said: str) -> None:
     Path("other.json").write_text("[]", "utf-8")
-    declare_event("Opened", name="test_schema_command.Opened")
-    assert main(["schema", "--app", app, *arguments]) == 2
-    printed = capsys.readouterr().err
+    status, printed = _schema(V1, *arguments, app=app)
+    assert status == 2
     assert printed.startswith("error: ")
     assert said in printed
 
