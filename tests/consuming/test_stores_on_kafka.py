@@ -11,8 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -29,6 +28,7 @@ from retold import (
     applies,
 )
 from retold.errors import InvalidValue, MissingExtra, UsageError
+from tests.at_work import at_work
 from tests.relay.processes import eventually, relay, size
 from tests.rig import GivenKafka, Kafka, Rig
 from tests.rig.databases import with_parts
@@ -104,39 +104,18 @@ def url(kind: str, servers: Rig, fresh_database: Callable[[str], str]) -> str:
     return url
 
 
-@contextmanager
-def running(store: EventStore, *subscriptions: Subscription) -> Generator[None]:
-    stop = threading.Event()
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            store.run(*subscriptions, stop=stop)
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(40)
-    assert failures == []
-
-
 @pytest.mark.parametrize("kind", ["mariadb", "postgres18"])
 def test_an_event_in_the_database_is_handled_once_through_kafka(
     url: str, bank: Bank, kafka: Kafka | GivenKafka
 ) -> None:
     with EventStore(url, kafka=kafka.url) as store, relay(url, kafka.url) as process:
         ann = store.repository(bank.accounts).create(AnyAccount.credit, 1)
-        with running(store, subscription := bank.paying()):
+        with at_work(store, subscription := bank.paying()):
             for _ in range(20):
                 store.repository(bank.transfers).create(AnyTransfer.request, ann.id, 5)
             eventually(lambda: store.repository(bank.accounts).find(ann.id).state.balance == 101)
         # Whoever comes later begins behind that.
-        with running(store, subscription):
+        with at_work(store, subscription):
             store.repository(bank.transfers).create(AnyTransfer.request, ann.id, 7)
             eventually(lambda: store.repository(bank.accounts).find(ann.id).state.balance == 108)
         assert len(list(store.repository(bank.accounts).history(ann.id))) == 22
@@ -192,7 +171,7 @@ def test_a_foreign_aggregate_is_known_by_its_name_only(
         id = producer.repository(bank.transfers).create(AnyTransfer.request, "nobody", 1).id
         with (
             EventStore(f"sqlite:///{tmp_path}/own.db", kafka=kafka.url) as store,
-            running(store, subscription),
+            at_work(store, subscription),
         ):
             eventually(lambda: id in seen)
 
@@ -242,7 +221,7 @@ def test_delay_from_the_commit_to_the_handler(
     with (
         EventStore(url, kafka=kafka.url) as store,
         relay(url, kafka.url),
-        running(store, subscription),
+        at_work(store, subscription),
     ):
         for _ in range(300):
             time.sleep(0.01)

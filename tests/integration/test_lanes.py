@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -28,6 +27,7 @@ from retold.errors import AssignmentLost, HandlerFailed, InvalidValue
 from retold.subscriptions import dispatcher
 from retold.subscriptions.lanes import lane_of
 from retold.subscriptions.progress import Progress
+from tests.at_work import at_work
 from tests.conformance.raw import rows
 
 KINDS = pytest.mark.parametrize("kind", ["sqlite", "postgres18", "mysql8", "mariadb"])
@@ -87,27 +87,6 @@ def books(store: EventStore, *numbers: int) -> list[str]:
     for id in ids:
         store.repository(Book).with_id(id).create(Book.note, *numbers)
     return ids
-
-
-@contextmanager
-def at_work(store: EventStore, subscription: Subscription) -> Generator[None]:
-    """`run` in a thread for the time of the block."""
-    stop, failures = threading.Event(), list[BaseException]()
-
-    def run() -> None:
-        try:
-            store.run(subscription, stop=stop)
-        except BaseException as error:
-            failures.append(error)
-
-    worker = threading.Thread(target=run)
-    worker.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        worker.join()
-    assert failures == []
 
 
 def saved(url: str) -> int:

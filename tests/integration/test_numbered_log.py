@@ -8,8 +8,8 @@ import signal
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from functools import partial
 from multiprocessing.connection import Connection
@@ -463,18 +463,6 @@ def test_a_subscription_may_start_at_a_time(store: EventStore) -> None:
 
 
 # --- waking --------------------------------------------------------------------------------------
-
-
-@contextmanager
-def at_work(store: EventStore, subscription: Subscription) -> Generator[None]:
-    stop = threading.Event()
-    worker = threading.Thread(target=store.run, args=(subscription,), kwargs={"stop": stop})
-    worker.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        worker.join()
 
 
 @pytest.fixture

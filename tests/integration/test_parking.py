@@ -20,8 +20,9 @@ from retold.errors import AssignmentLost, HandlerFailed, NotParked, ParkedQueueF
 from retold.store import parked
 from retold.store.parked import Event, Failure, Queue
 from retold.subscriptions import dispatcher
+from tests.at_work import at_work
 from tests.conformance.raw import rows
-from tests.integration.test_lanes import KINDS, SQLITE, Book, Noted, at_work, wait_for
+from tests.integration.test_lanes import KINDS, SQLITE, Book, Noted, wait_for
 from tests.integration.test_subscriptions import Started, started
 from tests.rig import Rig
 

@@ -10,8 +10,8 @@ import sqlite3
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -31,6 +31,7 @@ from retold import (
 )
 from retold.brokers import database
 from retold.errors import AssignmentLost, HandlerFailed, UsageError
+from tests.at_work import at_work
 
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload([__name__])
@@ -103,19 +104,6 @@ def raw(store: EventStore, tmp_path: Path) -> Iterator[sqlite3.Connection]:
     path = tmp_path / "events.db"
     with closing(sqlite3.connect(path, isolation_level=None, timeout=30)) as opened:
         yield opened
-
-
-@contextmanager
-def at_work(store: EventStore, *subscriptions: Subscription) -> Generator[None]:
-    """`run` in a thread for the time of the block."""
-    stop = threading.Event()
-    worker = threading.Thread(target=store.run, args=subscriptions, kwargs={"stop": stop})
-    worker.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        worker.join()
 
 
 Started = Callable[..., tuple[BaseProcess, Connection]]

@@ -4,8 +4,8 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -35,6 +35,7 @@ from retold.errors import (
     UsageError,
 )
 from retold.testing import Clock
+from tests.at_work import at_work
 
 
 class Opened(Event, name="test_subscription.Opened"):
@@ -514,19 +515,6 @@ def warned() -> Iterator[Warned]:
     log.addHandler(handler)
     yield handler
     log.removeHandler(handler)
-
-
-@contextmanager
-def at_work(store: EventStore, subscription: Subscription) -> Generator[None]:
-    """`run` in a thread for the time of the block."""
-    stop = threading.Event()
-    worker = threading.Thread(target=store.run, args=(subscription,), kwargs={"stop": stop})
-    worker.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        worker.join()
 
 
 def test_a_position_is_saved_once_the_database_is_busy_no_more(

@@ -7,7 +7,7 @@ build on what it has seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -111,18 +111,13 @@ class Reading(Generic[A]):
         page = [
             recorded
             for event_id, name, data, trigger, metadata in rows
-            for recorded in read_row(
-                self._settings.codec,
-                self.entity_type,
-                id,
-                event_id,
-                name,
-                data,
-                trigger,
-                metadata,
-            )
+            for recorded in self._recorded(id, event_id, name, data, trigger, metadata)
         ]
         return page, rows[-1][0] if len(rows) == _PAGE else ""
+
+    def _recorded(self, id: str, *event: Any) -> Iterator[Recorded[Event]]:
+        """event: the id, name, data, trigger and metadata of one that is stored."""
+        return read_row(self._settings.codec, self.entity_type, id, *event)
 
     def stored(self, id: str, after: str) -> Verb[Sequence[Sequence[Any]]]:
         """One page of an entity's events behind `after`, as they are stored: id, name, data, …"""
@@ -154,16 +149,7 @@ class Reading(Generic[A]):
         page = [
             recorded
             for event_id, name, data, id, trigger, metadata in rows
-            for recorded in read_row(
-                self._settings.codec,
-                self.entity_type,
-                id,
-                event_id,
-                name,
-                data,
-                trigger,
-                metadata,
-            )
+            for recorded in self._recorded(id, event_id, name, data, trigger, metadata)
             if since is None or recorded.time >= since
         ]
         if len(rows) == _PAGE:

@@ -28,8 +28,9 @@ THREADS = 32
 class Work:
     """What all workers share: how a message is handled, and what is told of it.
 
-    stop: set by those who want the subscription to end. ending: set once nothing may be begun. failure: the first error that stops the subscription.
-    told: called when a lane has nothing to do, and when `failure` is there.
+    stop: set by those who want the subscription to end. ending: set once nothing may be begun.
+    failure: the first error that stops the subscription. told: called when a lane has nothing to
+    do, and when `failure` is there.
     """
 
     def __init__(
