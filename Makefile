@@ -77,14 +77,16 @@ $(BIN)/python:
 	@tests/rig/install.sh python
 	@$(PYTHON) -m venv --clear $(VENV)
 
+# The files pin all there is, so pip installs just that: left to resolve, it takes a dependency
+# with an extra (coverage[toml]) in its newest version, and stops because that has no hash.
 $(VENV)/demo: requirements-demo.txt | $(BIN)/python
 	@echo "== installing requirements-demo.txt"
-	@$(PIP) install --require-hashes --only-binary :all: -r requirements-demo.txt
+	@$(PIP) install --no-deps --require-hashes --only-binary :all: -r requirements-demo.txt
 	@touch $@
 
 $(VENV)/dev: requirements-dev.txt pyproject.toml | $(BIN)/python
 	@echo "== installing requirements-dev.txt (about a minute the first time)"
 	@tests/rig/install.sh build
-	@$(PIP) install --require-hashes -r requirements-dev.txt
+	@$(PIP) install --no-deps --require-hashes -r requirements-dev.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
