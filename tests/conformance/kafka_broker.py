@@ -21,6 +21,7 @@ from retold.brokers.kafka_consumer import KafkaConsumer
 from retold.brokers.published import topic_name
 from retold.relay.source import Row
 from retold.relay.wire import records
+from tests.relay.publishing import publish
 
 _admin: Any = import_module("confluent_kafka.admin")
 
@@ -102,7 +103,7 @@ def copying(broker: KafkaBroker, publisher: KafkaPublisher) -> Generator[None]:
                 made = [
                     record._replace(topic=broker.prefix + record.topic) for record in records(rows)
                 ]
-                publisher.publish(made, b"-")
+                publish(publisher, made, b"-")
                 position = found[-1][0]
 
     def work() -> None:
