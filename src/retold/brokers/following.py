@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from retold.brokers.numbered_log import number
+from retold.brokers.numbered_log import log_state, number
 from retold.errors import LogMissing
 from retold.ids import milliseconds, wall_clock
 from retold.store.driver import Plan, Statement
@@ -48,7 +48,7 @@ def follow(driver: BlockingDriver, wanted: Wanted, last: int | None, late_s: flo
     if dialect.name == "sqlite":
         return ByPosition(driver, wanted, last)
     try:
-        driver.run(number(dialect.queries))
+        driver.run(log_state(dialect.queries))
     except LogMissing:
         return ById(driver, wanted, last, late_s)
     return ByPosition(driver, wanted, last)

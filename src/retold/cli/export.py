@@ -79,7 +79,7 @@ def _told(end: End) -> str:
 def _into_file(driver: BlockingDriver, name: str, *, resume: bool) -> End | None:
     """None where the file is whole already."""
     try:
-        resume = resume and Path(name).exists() and Path(name).stat().st_size > 0
+        resume = resume and Path(name).exists()
         if resume and _is_whole(name):
             return None
         # Nobody else is to read what may be personal.

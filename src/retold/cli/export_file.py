@@ -154,13 +154,13 @@ def read(file: BinaryIO, name: str, *, broken_off: bool) -> Iterator[tuple[Line,
     number = 0
     while encoded := file.readline(_LONGEST_LINE):
         number += 1
-        if not encoded.endswith(b"\n") and broken_off:
-            return
+        if not encoded.endswith(b"\n"):
+            if broken_off:
+                return
+            raise _cut_off(name)
         try:
             line = _decoder.decode(encoded)
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            if not encoded.endswith(b"\n"):
-                raise _cut_off(name) from None
             raise InvalidValue(
                 f"{name} was altered since it was written: line {number} cannot be read. Export it "
                 "again"
