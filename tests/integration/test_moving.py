@@ -214,14 +214,12 @@ def test_every_place_to_break_off_an_export_can_be_resumed(fresh: Fresh, tmp_pat
 def test_a_file_of_another_database_is_not_resumed(
     fresh: Fresh, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "export.jsonl"
-    for text in ("a", "b"):
-        url = fresh("sqlite")
-        with EventStore(url) as store:
-            store.repository(Talk).create(Talk.say, text)
-        if text == "a":
-            _export(url, file)
-            _broken_off(file, len(file.read_bytes()) - 20)
+    url, other, file = fresh("sqlite"), fresh("sqlite"), tmp_path / "export.jsonl"
+    for each in (url, other):
+        with EventStore(each) as store:
+            store.repository(Talk).create(Talk.say, each)
+    _export(other, file)
+    _broken_off(file, len(file.read_bytes()) - 20)
     assert main(["export", str(file), "--resume", "--database", url]) == 2
     assert "Export into a new file" in capsys.readouterr().err
     assert main(["import", "--check", str(file)]) == 2

@@ -26,6 +26,7 @@ from retold.cli import (
     run,
     schema,
     show,
+    status,
     verify,
 )
 from retold.errors import RetoldError
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 _PURPOSES = {
     "Set up": (migrate, schema, doctor),
     "Run": (run, relay),
-    "Look": (events, show, verify),
+    "Look": (status, events, show, verify),
     "Mend": (parked,),
     "Move": (export, imports),
 }

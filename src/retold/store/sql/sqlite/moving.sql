@@ -43,6 +43,7 @@ ON CONFLICT DO NOTHING
 UPDATE {subscriptions} SET position = ? WHERE name = ? AND partition = ? AND owner = 'imported'
 
 -- move_positions --
--- Of each subscription, the first event it has not handled.
+-- Of each subscription, the first event it has not handled. A relay's lease is a row there, too.
 SELECT s.name, (SELECT min(e.event_id) FROM {events} e WHERE e.position > s.position) FROM {subscriptions} s
+WHERE s.name NOT LIKE 'relay:%'
 ORDER BY s.name
