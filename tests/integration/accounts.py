@@ -55,7 +55,13 @@ class Balances:
     """A projection that neither forgives an event that is applied twice nor one that is missing:
     the trail depends on the order, too. failing: amounts whose handler raises."""
 
-    def __init__(self, url: str, name: str = "balances", **settings: Any) -> None:
+    def __init__(
+        self,
+        url: str,
+        name: str = "balances",
+        of: str | type[Account] = Account,
+        **settings: Any,
+    ) -> None:
         self.failing = set[int]()
         self.tried = list[int]()
         self.mark = marks(url)
@@ -63,8 +69,8 @@ class Balances:
             settings.setdefault("retry", Retry(attempts=1))
         self.projection = projection = Projection(name, tables=["balances"], **settings)
         projection.setup(self.make)
-        projection.on(Opened, of=Account)(self.opened)
-        projection.on(Paid, of=Account)(self.paid)
+        projection.on(Opened, of=of)(self.opened)
+        projection.on(Paid, of=of)(self.paid)
 
     def make(self, db: Cursor) -> None:
         db.execute(

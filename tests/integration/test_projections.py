@@ -36,7 +36,6 @@ from tests.conformance.raw import rows
 from tests.integration.accounts import (
     Account,
     Balances,
-    Closed,
     Opened,
     Paid,
     account,
