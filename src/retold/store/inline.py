@@ -105,6 +105,9 @@ def _check_switching(dialect: Dialect, projection: InlineProjection) -> Plan[Non
         return  # it has one writer
     own = (projection.name, OWN)
     (state,) = yield [Statement(dialect.queries["projection_shared"], own)]
+    if not state.rows:
+        # The row is what a switch locks, so there must be one to hold on to.
+        yield [Statement(dialect.queries["projection_begin"], (*own, 0))]
     if state.rows and (state.rows[0][1] or "").startswith(SWITCHING):
         raise StoreBusy(f"the tables of projection {projection.name!r} are being exchanged")
 

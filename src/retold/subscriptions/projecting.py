@@ -72,6 +72,8 @@ class Settings:
     track_versions: bool
     parks: bool
     park_limit: int
+    applied: Callable[[int], None] = lambda count: None
+    """Told how many messages were applied."""
 
 
 @dataclass(slots=True)
@@ -257,6 +259,7 @@ class Projector:
         )
         for one in batch:
             one.taken.done = True
+        self._is.applied(len(batch))
 
     def _call(self, events: Sequence[Recorded[Event]], attempt: int, db: Any) -> None:
         routes = self._is.routes

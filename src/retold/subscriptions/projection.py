@@ -23,12 +23,13 @@ from retold.aggregates import Aggregate
 from retold.brokers.consumers import Assignor, open_consumer
 from retold.drivers import open_driver
 from retold.entity import Entity
-from retold.errors import AssignmentLost, DefinitionError, InvalidValue, UsageError
+from retold.errors import AssignmentLost, DefinitionError, InvalidValue, StoreBusy, UsageError
 from retold.events import Event
 from retold.recorded import Recorded
 from retold.registry import check_name
 from retold.store import projections
 from retold.store.driver import Plan, Statement, acting
+from retold.store.options import KafkaAddress
 from retold.store.projections import OWN, Member
 from retold.store.url import parse_url
 from retold.subscriptions.delivery import Delivery
@@ -36,6 +37,7 @@ from retold.subscriptions.dispatcher import BATCH, Dispatcher
 from retold.subscriptions.handling import Route
 from retold.subscriptions.parking import PARK_LIMIT
 from retold.subscriptions.projecting import Projector, Settings, call
+from retold.subscriptions.rebuilding import Progress, Rebuilding, lag, reset
 from retold.subscriptions.retry import Retry
 from retold.subscriptions.routing import Handlers, wanted_by
 from retold.subscriptions.subscription import OnError
@@ -225,17 +227,17 @@ class Projection:
                 f"EventStore(url, projections=[…])"
             )
         try:
-            return self.run_as(Version(self, self.name, ""), store, stop, drain=drain)
+            self.set_up(self.driver(store))
+            return self.run_as(Version(self.name), store, stop, drain=drain)
         finally:
             self.close()
 
     def run_as(
         self, version: Version, store: EventStore, stop: threading.Event, *, drain: bool
     ) -> int:
-        """The same for one version of the read model."""
+        """The same for one version of the read model, whose tables are there."""
         routes = self._handlers.routes()
         driver = self.driver(store)
-        self.set_up(driver, version.suffix)
         while True:
             member = Member(version.name, f"{os.getpid()}-{secrets.token_hex(8)}")
             consumer = open_consumer(
@@ -243,7 +245,7 @@ class Projection:
                 version.name,
                 *wanted_by(routes),
                 "beginning",
-                store.kafka,
+                self.kafka(store),
                 self._assignor,
                 _Claims(driver, member),
             )
@@ -256,22 +258,28 @@ class Projection:
                 lambda: self.naming(version.suffix),
                 self._batch,
                 self.track_versions,
-                self._on_error == "park",
+                self._on_error == "park" and not self.inline,
                 self._park_limit,
+                version.applied,
             )
             work = Work(version.name, _no_steps, store, stop)
             projector = Projector(settings, consumer, work)
             try:
                 dispatcher = Dispatcher(version.name, consumer, work, projector, projector)
                 return dispatcher.consume(stop, drain=drain)
-            except AssignmentLost as lost:
-                if drain:
+            except (AssignmentLost, StoreBusy) as error:
+                if drain or stop.is_set():
                     raise
-                _log.warning("%s", lost)  # noticed while it wrote: join again
+                _log.warning("%s: joining again: %s", version.name, error)
+                stop.wait(0.1 if isinstance(error, AssignmentLost) else 0.5)
             finally:
                 consumer.close()
 
-    def set_up(self, driver: BlockingDriver, suffix: str) -> None:
+    def kafka(self, store: EventStore) -> KafkaAddress | None:
+        """Where its events come from; an inline one's from the database it is in."""
+        return None if self.inline else store.kafka
+
+    def set_up(self, driver: BlockingDriver, suffix: str = "") -> None:
         """Make the tables, if there is a `setup`. Raises what it raises."""
         setup = self._setup
         if setup is None:
@@ -295,6 +303,52 @@ class Projection:
             raise
         finally:
             blocking.close()
+
+    # --- rebuilding -------------------------------------------------------------------------------
+
+    def rebuild(
+        self,
+        store: EventStore,
+        progress: Callable[[Progress], None] = lambda progress: None,
+        *,
+        stop: threading.Event | None = None,
+    ) -> bool:
+        """Build its `tables` anew, beside those there are, from all events; then exchange them.
+
+        Members may run meanwhile and go on behind the exchange, and readers see the old tables until
+        it. progress: called about once a second. False when stopped before, which changes nothing.
+        Raises UsageError without `tables` or `setup`.
+        """
+        try:
+            return Rebuilding(self, store, progress, stop or threading.Event()).run()
+        finally:
+            self.close()
+
+    def reset(self, store: EventStore) -> None:
+        """Empty its `tables`, and begin with the first event again; members may run.
+
+        Until they have caught up readers find less. Raises UsageError without `tables`.
+        """
+        try:
+            reset(self, store)
+        finally:
+            self.close()
+
+    def lag(self, store: EventStore) -> int:
+        """How far it is behind the end of the log: in positions of the log, from Kafka in records."""
+        try:
+            return lag(self, store)
+        finally:
+            self.close()
+
+    @property
+    def makes_tables(self) -> bool:
+        """Whether there is a `setup`."""
+        return self._setup is not None
+
+    def wanted(self) -> tuple[list[str], list[str]]:
+        """The entity types and the stored names of events that it handles."""
+        return wanted_by(self._handlers.routes())
 
     # --- reading one's own write ------------------------------------------------------------------
 
@@ -327,11 +381,12 @@ class Projection:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version of a read model. name: where its position is. suffix: of its tables."""
+    """One version of a read model. name: where its position is. suffix: of its tables. applied: told
+    how many messages were."""
 
-    projection: Projection
     name: str
-    suffix: str
+    suffix: str = ""
+    applied: Callable[[int], None] = lambda count: None
 
 
 class _Claims:

@@ -73,3 +73,6 @@ RELEASE SAVEPOINT retold_inline
 
 -- inline_rollback --
 ROLLBACK TO SAVEPOINT retold_inline
+
+-- projection_forget_subscription --
+DELETE FROM {subscriptions} WHERE name = %s
