@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from retold.brokers.ends import behind, last_position, log_ends
-from retold.errors import AssignmentLost, RetoldError, SchemaMissing, UsageError
+from retold.errors import AssignmentLost, LogMissing, RetoldError, SchemaMissing, UsageError
 from retold.recorded import read_row
 from retold.store import exchanging
 from retold.store.connections import BlockingDriver
 from retold.store.driver import Plan, Statement, acting, drive
 from retold.store.exchanging import Exchange
-from retold.store.projections import OWN, places
+from retold.store.projections import OWN, ProjectionPlace, places
 
 if TYPE_CHECKING:
     from retold.store.event_store import EventStore
     from retold.subscriptions.projection import Projection, Version
 
+REBUILD = ".rebuild"
+"""What follows a projection's name in that of its new tables' positions."""
 _TELL_S = 1.0
 _WAIT_S = 60.0
 """How long it is waited for the partitions, which a broken-off rebuild may still hold."""
@@ -51,6 +53,60 @@ def positions_of(driver: BlockingDriver, name: str) -> dict[str, int]:
         for at in driver.run(places(driver.dialect.queries))
         if at.projection == name and at.place != OWN
     }
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectionState:
+    """What a database knows of a projection. lag: as of `Projection.lag`, None where the events are
+    not in this database nor in the store's Kafka. doing: "rebuilding", "exchanging" or nothing."""
+
+    name: str
+    generation: int
+    lag: int | None
+    doing: str
+
+
+def states(store: EventStore) -> list[ProjectionState]:
+    """All projections whose read models are in the store's database."""
+    found: dict[str, dict[str, ProjectionPlace]] = {}
+    for at in store.driver.run(places(store.driver.dialect.queries)):
+        found.setdefault(at.projection, {})[at.place] = at
+    return [
+        _state(store, name, known)
+        for name, known in found.items()
+        if name.removesuffix(REBUILD) == name or name.removesuffix(REBUILD) not in found
+    ]
+
+
+def _state(store: EventStore, name: str, known: dict[str, ProjectionPlace]) -> ProjectionState:
+    own = known.pop(OWN, None)
+    doing = {"rebuild": "rebuilding", "switch": "exchanging"}
+    owner = (own.owner if own else None) or ""
+    return ProjectionState(
+        name,
+        own.position if own else 0,
+        _lag_of(store, {place: at.position for place, at in known.items()}),
+        doing.get(owner.partition("/")[0], ""),
+    )
+
+
+def _lag_of(store: EventStore, positions: Mapping[str, int]) -> int | None:
+    if not positions:
+        return None  # an inline one, or one that has not begun
+    topics = {place.rpartition("/")[0] for place in positions if "/" in place}
+    if topics:
+        return (
+            behind(log_ends(store.driver, sorted(topics), store.kafka), positions)
+            if store.kafka
+            else None
+        )
+    try:
+        ends = log_ends(store.driver, ())
+    except LogMissing:
+        return None
+    if any(position > ends.get(place, 0) for place, position in positions.items()):
+        return None  # the read model of another store
+    return behind(ends, positions)
 
 
 def lag(projection: Projection, store: EventStore) -> int:
@@ -93,7 +149,7 @@ class Rebuilding:
         self._stop = stop
         self._driver = projection.driver(store)
         self._sql = self._driver.dialect.queries
-        self._build = f"{projection.name}.rebuild"
+        self._build = projection.name + REBUILD
         self._suffix = ""
         self._applied = 0
         self._told_at = self._looked_at = time.monotonic()
