@@ -213,6 +213,18 @@ class UnreadableEvent(RetoldError):
     reason: str
 
 
+@dataclass(eq=False)
+class Rejected(RetoldError):
+    """Projection {projection!r} refused a change of {entity_type} {entity_id!r}: {constraint} holds
+    such a value already. Nothing was stored. Tell whoever asked for it, or change what they asked
+    for."""
+
+    projection: str
+    entity_type: str
+    entity_id: str
+    constraint: str
+
+
 # --- the database -------------------------------------------------------------------------------
 
 
@@ -366,6 +378,20 @@ class AssignmentLost(RetoldError):
 
     retriable: ClassVar[bool] = True
     subscription: str
+
+
+@dataclass(eq=False)
+class NotCaughtUp(RetoldError, TimeoutError):
+    """Projection {projection!r} did not come to version {version} of {entity_type} {entity_id!r}
+    within {seconds:g} s. Check that a member of it runs, that it does not lag (retold projections
+    list), and that no event of this entity is parked (retold parked list)."""
+
+    retriable: ClassVar[bool] = True
+    projection: str
+    entity_type: str
+    entity_id: str
+    version: str
+    seconds: float
 
 
 @dataclass(eq=False)

@@ -36,6 +36,8 @@ A *consumer* hands the messages of some topics to one member of a subscription:
 * Waiting. `poll` returns as soon as there is one message, and never waits for more. `wake` makes a
   waiting poll return. `wake` and `commit` may be called from any thread, `wake` after `close` too.
 * Parking. `owned` lets the store's database refuse what a member that lost a partition would park.
+* Places. Who keeps positions elsewhere, beside what handlers write, passes `Places`. It is asked
+  whenever partitions are assigned, and what it says is where they go on, whatever was committed.
 """
 
 from __future__ import annotations
@@ -148,6 +150,14 @@ class Publisher(Protocol):
         ...
 
 
+class Places(Protocol):
+    """Keeps positions elsewhere than the broker does."""
+
+    def claim(self, places: Sequence[str]) -> Mapping[str, int]:
+        """Where partitions that were just assigned go on, by their places; 0 is the beginning."""
+        ...
+
+
 class Consumer(Protocol):
     """One member's share of a subscription."""
 
@@ -159,6 +169,15 @@ class Consumer(Protocol):
     @property
     def held(self) -> Collection[int]:
         """The partitions that are assigned to this member."""
+        ...
+
+    def place(self, partition: int) -> str:
+        """A name of the partition that stays the same, whatever else a subscription reads."""
+        ...
+
+    def reached(self) -> Mapping[int, int]:
+        """For partitions of which nothing is waiting to be polled: everything before this position
+        was polled, or nobody wants it."""
         ...
 
     def owned(self, partition: int) -> Statement | None:

@@ -19,7 +19,7 @@ from datetime import datetime
 import msgspec
 
 from retold.brokers import leases
-from retold.brokers.base import Message
+from retold.brokers.base import Message, Places
 from retold.brokers.polling import PollingConsumer, Start
 from retold.errors import AssignmentLost, RetoldError
 from retold.ids import id_since, wall_clock
@@ -44,9 +44,11 @@ class DatabaseConsumer(PollingConsumer):
         topics: Sequence[str],
         event_types: Sequence[str],
         start: Start,
+        places: Places | None = None,
     ) -> None:
         super().__init__()
         self._driver = driver
+        self._places = places
         self._sql = driver.dialect.queries
         self._name = name
         self._topics = msgspec.json.encode(sorted(topics)).decode()
@@ -69,6 +71,12 @@ class DatabaseConsumer(PollingConsumer):
     @property
     def held(self) -> Collection[int]:
         return (_PARTITION,) if self.assigned else ()
+
+    def place(self, partition: int) -> str:
+        return str(partition)
+
+    def reached(self) -> Mapping[int, int]:
+        return {_PARTITION: self._position} if self.assigned else {}
 
     def owned(self, partition: int) -> Statement:
         return Statement(self._sql["parked_owned"], (self._name, partition, self._owner or ""))
@@ -115,8 +123,23 @@ class DatabaseConsumer(PollingConsumer):
         owner = f"{self._process}/{secrets.token_hex(4)}"
         position = self._driver.run(self._claim_plan(owner))
         if position is not None:
+            if self._places is not None:
+                position = self._seek(self._places, owner, position)
             self._position, self._owner = position, owner
         return self.assigned
+
+    def _seek(self, places: Places, owner: str, position: int) -> int:
+        """Where others say that it goes on, and that this is saved here too."""
+        try:
+            place = self.place(_PARTITION)
+            wanted = places.claim([place])[place]
+            params = (wanted, self._lease_until(), self._name, _PARTITION, owner)
+            if wanted != position:
+                self._driver.run(_batch(Statement(self._sql["subscription_save"], params)))
+        except BaseException:
+            self._release(owner)
+            raise
+        return wanted
 
     def _claim_plan(self, mine: str) -> Plan[int | None]:
         """Take a lease that nobody holds; the position it begins behind, None if somebody does."""
@@ -180,8 +203,10 @@ class DatabaseConsumer(PollingConsumer):
         self._bell.set()
         self._renewer.end()
         owner, self._owner = self._owner, None
-        if owner is None:
-            return
+        if owner is not None:
+            self._release(owner)
+
+    def _release(self, owner: str) -> None:
         release = Statement(self._sql["subscription_release"], (self._name, _PARTITION, owner))
         try:
             self._driver.run(_batch(release))

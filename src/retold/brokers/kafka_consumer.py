@@ -19,9 +19,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from retold.brokers.base import Message
+from retold.brokers.base import Message, Places
 from retold.brokers.kafka_cluster import NO_TOPIC, Cluster, Place, admin_api
-from retold.brokers.kafka_places import Share, committed_as, place
+from retold.brokers.kafka_places import Share, committed_as, place, place_name
 from retold.brokers.kafka_records import Records
 from retold.brokers.kafka_starts import LOST, Starts
 from retold.brokers.polling import Start
@@ -90,6 +90,7 @@ class KafkaConsumer:
         assignor: str = "cooperative-sticky",
         topic_of: Callable[[str], str] = topic_name,
         patience: float = PATIENCE_S,
+        places: Places | None = None,
     ) -> None:
         settings = settings or {}
         self._name = name
@@ -125,7 +126,7 @@ class KafkaConsumer:
         }
         self._closed = threading.Event()
         self._cluster = Cluster(bootstrap, settings, patience, self._closed)
-        self._starts = Starts(self._cluster, start, patience)
+        self._starts = Starts(self._cluster, start, patience, places)
         self._thread: threading.Thread | None = None
         # Guards what follows, and tells of its changes.
         self._changed = threading.Condition()
@@ -149,6 +150,13 @@ class KafkaConsumer:
     def held(self) -> Collection[int]:
         with self._changed:
             return tuple(self._shares)
+
+    def place(self, partition: int) -> str:
+        return place_name(*self._place(partition))
+
+    def reached(self) -> Mapping[int, int]:
+        with self._changed:
+            return {n: s.read for n, s in self._shares.items() if s.read >= 0 and not s.buffered}
 
     def owned(self, partition: int) -> None:
         """The group knows, and the store's database does not."""

@@ -31,6 +31,11 @@ def read_committed(offset: int, note: str | None) -> int:
     return place(offset, int(text) if note != text and text.isdecimal() else 0)
 
 
+def place_name(topic: str, number: int) -> str:
+    """A partition for those who keep positions elsewhere. No topic has a slash in its name."""
+    return f"{topic}/{number}"
+
+
 @dataclass(slots=True)
 class Share:
     """A partition that is this member's.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
+from retold.brokers.base import Places
 from retold.brokers.kafka_cluster import Cluster, Place, admin_api
-from retold.brokers.kafka_places import Share, place, read_committed
+from retold.brokers.kafka_places import Share, place, place_name, read_committed
 from retold.brokers.polling import Start
 from retold.ids import id_since
 
@@ -29,13 +30,23 @@ LOST = {
 class Starts:
     """Asks the group, and where it knows nothing goes by the subscription's `start`."""
 
-    def __init__(self, cluster: Cluster, start: Start, patience: float) -> None:
+    def __init__(
+        self, cluster: Cluster, start: Start, patience: float, places: Places | None = None
+    ) -> None:
         self._cluster = cluster
         self._start: Start = start
         self._patience_s = patience
+        self._places = places
 
     def begin(self, client: Consumer, partitions: list[TopicPartition]) -> dict[Place, Share]:
         """Where each partition goes on."""
+        if self._places is not None and partitions:
+            names = {place_name(at.topic, at.partition): at for at in partitions}
+            claimed = self._places.claim(list(names))
+            return {
+                (at.topic, at.partition): Share(claimed[name], claimed[name], claimed[name])
+                for name, at in names.items()
+            }
         shares: dict[Place, Share] = {}
         new: list[Place] = []
         for at in client.committed(partitions, timeout=self._patience_s) if partitions else ():

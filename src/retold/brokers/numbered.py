@@ -16,10 +16,10 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from retold.brokers import leases
-from retold.brokers.base import Message
+from retold.brokers.base import Message, Places
 from retold.brokers.numbered_log import PAGE, check_noted, log_state, number, read_log
 from retold.brokers.polling import PollingConsumer, Start
-from retold.brokers.shares import leave, renew_lease, save_positions, take_share
+from retold.brokers.shares import leave, move_shares, renew_lease, save_positions, take_share
 from retold.errors import AssignmentLost, RetoldError
 from retold.store.connections import BlockingDriver, Notices
 from retold.store.dialects import CHANNEL
@@ -54,9 +54,11 @@ class NumberedConsumer(PollingConsumer):
         event_types: Sequence[str],
         start: Start,
         lease_s: float = leases.LEASE_S,
+        places: Places | None = None,
     ) -> None:
         super().__init__()
         self._driver = driver
+        self._places = places
         self._sql = driver.dialect.queries
         self._name = name
         self._topics = self._many(sorted(topics))
@@ -92,6 +94,13 @@ class NumberedConsumer(PollingConsumer):
     @property
     def held(self) -> Collection[int]:
         return self._read.keys()
+
+    def place(self, partition: int) -> str:
+        return str(partition)
+
+    def reached(self) -> Mapping[int, int]:
+        buffered = {message.partition for message in self._buffer}
+        return {n: position for n, position in self._read.items() if n not in buffered}
 
     def owned(self, partition: int) -> Statement:
         return Statement(self._sql["parked_owned"], (self._name, partition, self._me))
@@ -212,11 +221,21 @@ class NumberedConsumer(PollingConsumer):
         )
         self._keep(share.held)
         self._leave(share.leaving, now)
-        for partition, position in share.held.items():
-            if partition not in self._read:
-                self._read[partition] = self._saved[partition] = position
+        new = {n: at for n, at in share.held.items() if n not in self._read}
+        if self._places is not None and new:
+            new = self._seek(self._places, new)
+        for partition, position in new.items():
+            self._read[partition] = self._saved[partition] = position
         self._members = share.members
         self._share_at = time.monotonic() + (_SHARE_S if share.fair else _STANDBY_S)
+
+    def _seek(self, places: Places, new: Mapping[int, int]) -> dict[int, int]:
+        """Where others say that partitions go on, and that this is saved here too."""
+        wanted = places.claim([self.place(partition) for partition in new])
+        begins = {partition: wanted[self.place(partition)] for partition in new}
+        moved = {n: position for n, position in begins.items() if position != new[n]}
+        self._driver.run(move_shares(self._sql, self._name, self._me, moved))
+        return begins
 
     def _leave(self, leaving: Collection[int], now: float) -> None:
         """Hand out nothing more of these partitions."""

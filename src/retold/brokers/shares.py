@@ -117,6 +117,14 @@ def save_positions(
     return {int(partition): int(position) for partition, position in results[-2].rows}
 
 
+def move_shares(
+    sql: Mapping[str, str], name: str, me: str, positions: Mapping[int, int]
+) -> Plan[None]:
+    """Set the positions of partitions this member owns, backwards too."""
+    for partition, position in sorted(positions.items()):
+        yield [Statement(sql["share_move"], (position, name, partition, me))]
+
+
 def renew_lease(sql: Mapping[str, str], name: str, me: str, lease_ms: int) -> Plan[bool]:
     """False when this member was struck off the list."""
     (renewed,) = yield [Statement(sql["member_renew"], (lease_ms, name, me))]

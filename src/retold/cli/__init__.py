@@ -22,6 +22,7 @@ from retold.cli import (
     imports,
     migrate,
     parked,
+    projections,
     relay,
     run,
     schema,
@@ -38,7 +39,7 @@ _PURPOSES = {
     "Set up": (migrate, schema, doctor),
     "Run": (run, relay),
     "Look": (status, events, show, verify),
-    "Mend": (parked,),
+    "Mend": (parked, projections),
     "Move": (export, imports),
 }
 _ERROR, _FAULT, _INTERRUPTED, _PIPE_CLOSED = 2, 70, 130, 141

@@ -20,6 +20,8 @@ TABLES = (
     "handled",
     "subscriptions",
     "parked",
+    "projections",
+    "projection_seen",
     "retold_migrations",
 )
 BROKER_TABLES = ("unnumbered_events", "event_log", "subscribers", "numbering")

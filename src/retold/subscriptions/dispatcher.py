@@ -8,11 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
 from retold.brokers.base import Consumer, Message
 from retold.errors import AssignmentLost, RetoldError
-from retold.subscriptions.parking import Parking
-from retold.subscriptions.progress import Progress, Revival, Taken
+from retold.subscriptions.progress import Hold, Progress, Revival, Taken
 from retold.subscriptions.workers import Work, Workers
 
 BATCH = 100
@@ -28,6 +28,18 @@ WISHES_S = 1.0
 _log = logging.getLogger("retold.subscriptions")
 
 
+class Queues(Protocol):
+    """The queues of parked events of the partitions that are this member's."""
+
+    def load(self, hold: Hold) -> None:
+        """Learn which entities of a partition have one."""
+        ...
+
+    def wanted(self, holds: dict[int, Hold]) -> list[Revival]:
+        """Those that are to be worked."""
+        ...
+
+
 class Dispatcher:
     """Reads one consumer's messages and keeps its positions. Used by one thread."""
 
@@ -37,7 +49,7 @@ class Dispatcher:
         consumer: Consumer,
         work: Work,
         workers: Workers,
-        parking: Parking,
+        parking: Queues,
     ) -> None:
         self._subscription = subscription
         self._consumer = consumer

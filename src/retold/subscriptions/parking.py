@@ -121,7 +121,7 @@ class Parking:
         try:
             return (yield from self._handling.steps(taken.message))
         except (HandlerFailed, UnknownEvent, UnreadableEvent) as error:
-            failure = _failure(error)
+            failure = failure_of(error)
         return (yield from self._ending(self._park(taken, failure)))
 
     def _park(self, taken: Taken, failure: Failure) -> Steps:
@@ -201,7 +201,7 @@ class Parking:
                 if not (yield from self._handling.steps(message)):
                     return False
             except (HandlerFailed, UnknownEvent, UnreadableEvent) as error:
-                failure = _failure(error, first.attempts)
+                failure = failure_of(error, first.attempts)
                 _log.error(
                     "%s: event %s of %s %s failed again and stays parked",
                     self._name,
@@ -245,7 +245,7 @@ class Parking:
         raise _Ended
 
 
-def _failure(error: HandlerFailed | UnknownEvent | UnreadableEvent, before: int = 0) -> Failure:
+def failure_of(error: HandlerFailed | UnknownEvent | UnreadableEvent, before: int = 0) -> Failure:
     """What is kept of an error. Raises it where it is the database's, which no parking mends."""
     cause: BaseException = error
     attempts, text = 1, f"{type(error).__name__}: {error}"

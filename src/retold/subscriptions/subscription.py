@@ -19,20 +19,20 @@ from typing import (
     overload,
 )
 
-from retold.aggregates import Aggregate, appliers_of
+from retold.aggregates import Aggregate
 from retold.brokers.base import Consumer
 from retold.brokers.consumers import Assignor, open_consumer
 from retold.brokers.polling import Start
-from retold.errors import AssignmentLost, DefinitionError, InvalidValue, UsageError
-from retold.events import Event, event_name
-from retold.registry import check_name, full_name
+from retold.errors import AssignmentLost, InvalidValue, UsageError
+from retold.events import Event
+from retold.registry import check_name
 from retold.subscriptions.delivery import AsyncDelivery, Delivery
 from retold.subscriptions.dispatcher import Dispatcher
 from retold.subscriptions.handling import Handler, Handling, Route, Routes
 from retold.subscriptions.parking import PARK_LIMIT, Parking
 from retold.subscriptions.retry import Retry
+from retold.subscriptions.routing import Handlers, wanted_by
 from retold.subscriptions.workers import Inline, OnLoop, Threads, Work, Workers
-from retold.upcasting import upcast_names
 
 if TYPE_CHECKING:
     from retold.store.event_store import AsyncEventStore, EventStore
@@ -109,7 +109,7 @@ class Subscription:
         self._on_error: OnError = on_error
         self._park_limit = park_limit
         self._retry = retry or (Retry() if attempts is None else Retry(attempts))
-        self._handlers: list[tuple[type[Event], str | None, Route]] = []
+        self._handlers = Handlers(f"subscription {name!r}")
 
     def on(
         self,
@@ -125,49 +125,21 @@ class Subscription:
         applies the event. retry: for this handler instead of the subscription's. Raises DefinitionError for a second handler of the same event; none or
         several such aggregates are an error when the subscription starts.
         """
-        if not (isinstance(event_class, type) and issubclass(event_class, Event)):
-            raise UsageError(f"on(…) takes an Event class, not {event_class!r}")
-        topic = of if of is None or isinstance(of, str) else of.__entity_type__
 
         def register(handler: Any) -> Any:
-            for known, known_topic, _ in self._handlers:
-                if known is event_class and known_topic == topic:
-                    raise DefinitionError(
-                        f"subscription {self.name!r} has two handlers for {event_name(event_class)}"
-                    )
-            self._handlers.append((event_class, topic, Route(handler, retry or self._retry)))
+            self._handlers.add(event_class, of, Route(handler, retry or self._retry))
             return handler
 
+        self._handlers.check(event_class)
         return register
 
     @property
     def has_async_handlers(self) -> bool:
         """Whether it needs an AsyncEventStore."""
-        return any(inspect.iscoroutinefunction(route.handler) for _, _, route in self._handlers)
+        return any(inspect.iscoroutinefunction(handler) for handler in self._handlers)
 
     def _routes(self) -> Routes:
-        if not self._handlers:
-            raise DefinitionError(f"subscription {self.name!r} has no handlers: use @….on(Event)")
-        routes: dict[tuple[str, type[Event]], Route] = {}
-        for event_class, topic, handled in self._handlers:
-            route = (topic or self._only_applier(event_class), event_class)
-            if route in routes:
-                raise DefinitionError(
-                    f"subscription {self.name!r} has two handlers for {event_name(event_class)} "
-                    f"of {route[0]}"
-                )
-            routes[route] = handled
-        return routes
-
-    def _only_applier(self, event_class: type[Event]) -> str:
-        found = appliers_of(event_class)
-        if len(found) == 1:
-            return found[0].__entity_type__
-        listed = ", ".join(full_name(cls) for cls in found) or "no aggregate of this process does"
-        raise DefinitionError(
-            f"subscription {self.name!r}: which entities' {event_name(event_class)} is meant? "
-            f"Say on(…, of=…). Aggregates that apply it: {listed}"
-        )
+        return self._handlers.routes()
 
     def run_on(
         self,
@@ -184,8 +156,7 @@ class Subscription:
         ]
         if awaited and loop is None:
             raise UsageError(f"{full_name_of(awaited[0])} is async, so it needs an AsyncEventStore")
-        types = {name for _, cls in routes for name in stored_names(cls)} | set(upcast_names())
-        wanted = sorted({t for t, _ in routes}), sorted(types), self._start
+        wanted = *wanted_by(routes), self._start
         while True:
             consumer = open_consumer(store.driver, self.name, *wanted, store.kafka, self._assignor)
             try:
