@@ -9,6 +9,7 @@ from retold.brokers.base import Consumer
 from retold.brokers.database import DatabaseConsumer
 from retold.brokers.numbered import NumberedConsumer
 from retold.brokers.polling import Start
+from retold.brokers.wants import Wants
 from retold.store.connections import BlockingDriver
 from retold.store.options import KafkaAddress
 
@@ -24,14 +25,22 @@ def open_consumer(
     start: Start,
     kafka: KafkaAddress | None = None,
     assignor: Assignor = "cooperative-sticky",
+    wants: Wants | None = None,
 ) -> Consumer:
     """A member of a subscription. Raises MissingExtra for a Kafka without its client."""
     if kafka is not None:
         from retold.brokers.kafka_consumer import KafkaConsumer
 
         return KafkaConsumer(
-            kafka.bootstrap, name, topics, event_types, start, kafka.settings, assignor=assignor
+            kafka.bootstrap,
+            name,
+            topics,
+            event_types,
+            start,
+            kafka.settings,
+            assignor=assignor,
+            wants=wants,
         )
     if driver.dialect.name == "sqlite":
-        return DatabaseConsumer(driver, name, topics, event_types, start)
-    return NumberedConsumer(driver, name, topics, event_types, start)
+        return DatabaseConsumer(driver, name, topics, event_types, start, wants)
+    return NumberedConsumer(driver, name, topics, event_types, start, wants=wants)

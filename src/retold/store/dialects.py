@@ -20,6 +20,8 @@ TABLES = (
     "handled",
     "subscriptions",
     "parked",
+    "generations",
+    "missed",
     "retold_migrations",
 )
 BROKER_TABLES = ("unnumbered_events", "event_log", "subscribers", "numbering")

@@ -50,6 +50,7 @@ from retold.store.plans import forget_handled
 from retold.store.reading import Place, place_since
 from retold.store.repository import AsyncRepository, Repository
 from retold.store.running import Runnable, run_all
+from retold.store.subscribed import AsyncSubscriptions, Subscriptions
 from retold.store.transactions import AsyncTransaction, Kept, Transaction
 from retold.store.url import parse_url
 
@@ -300,6 +301,10 @@ class EventStore(_Store):
         """The events that subscriptions, or this one, gave up on."""
         return ParkedEvents(self._driver.run, self._driver.dialect.queries, subscription)
 
+    def subscriptions(self) -> Subscriptions:
+        """The subscriptions that have ever started on this database."""
+        return Subscriptions(self._driver.run, self._driver.dialect)
+
     # --- life ------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
@@ -404,6 +409,10 @@ class AsyncEventStore(_Store):
     def parked(self, subscription: str | None = None) -> AsyncParkedEvents:
         """As EventStore.parked."""
         return AsyncParkedEvents(self._driver.run, self._driver.dialect.queries, subscription)
+
+    def subscriptions(self) -> AsyncSubscriptions:
+        """As EventStore.subscriptions."""
+        return AsyncSubscriptions(self._driver.run, self._driver.dialect)
 
     def blocking(self) -> EventStore:
         """A blocking store on the same database, for handlers that are plain functions."""

@@ -23,16 +23,17 @@ from retold.aggregates import Aggregate, appliers_of
 from retold.brokers.base import Consumer
 from retold.brokers.consumers import Assignor, open_consumer
 from retold.brokers.polling import Start
-from retold.errors import AssignmentLost, DefinitionError, InvalidValue, UsageError
+from retold.brokers.wants import Wants, Watch
+from retold.errors import AssignmentLost, DefinitionError, InvalidValue, Outgrown, UsageError
 from retold.events import Event, event_name
 from retold.registry import check_name, full_name
 from retold.subscriptions.delivery import AsyncDelivery, Delivery
 from retold.subscriptions.dispatcher import Dispatcher
+from retold.subscriptions.generations import begin, handled, names, stand_by
 from retold.subscriptions.handling import Handler, Handling, Route, Routes
 from retold.subscriptions.parking import PARK_LIMIT, Parking
 from retold.subscriptions.retry import Retry
 from retold.subscriptions.workers import Inline, OnLoop, Threads, Work, Workers
-from retold.upcasting import upcast_names
 
 if TYPE_CHECKING:
     from retold.store.event_store import AsyncEventStore, EventStore
@@ -184,20 +185,48 @@ class Subscription:
         ]
         if awaited and loop is None:
             raise UsageError(f"{full_name_of(awaited[0])} is async, so it needs an AsyncEventStore")
-        types = {name for _, cls in routes for name in stored_names(cls)} | set(upcast_names())
-        wanted = sorted({t for t, _ in routes}), sorted(types), self._start
-        while True:
-            consumer = open_consumer(store.driver, self.name, *wanted, store.kafka, self._assignor)
-            try:
-                return self._consume(
-                    consumer, store, stop, routes, drain, loop if awaited else None
-                )
-            except AssignmentLost as lost:
-                if drain:
-                    raise
-                _log.warning("%s", lost)  # noticed while an event was parked: join again
-            finally:
-                consumer.close()
+        wants = Wants(store.driver, self.name, handled(routes), in_database=store.kafka is None)
+        watch: Watch | None = None
+        try:
+            while True:
+                begin(store.driver, wants, stop, again=watch is not None)
+                if watch is None and not drain:
+                    watch = Watch(wants)
+                consumer = self._open(store, wants)
+                wants.changed = consumer.wake
+                try:
+                    return self._consume(
+                        consumer, store, stop, routes, drain, loop if awaited else None, wants
+                    )
+                except AssignmentLost as lost:
+                    if drain:
+                        raise
+                    _log.warning("%s", lost)  # noticed while an event was parked: join again
+                except Outgrown:
+                    if drain:
+                        raise
+                finally:
+                    consumer.close()
+                if wants.others and not stop.is_set():
+                    stand_by(wants, stop)
+                if stop.is_set():
+                    return 0
+        finally:
+            if watch is not None:
+                watch.end()
+
+    def _open(self, store: EventStore, wants: Wants) -> Consumer:
+        topics, types = names(wants.own)
+        return open_consumer(
+            store.driver,
+            self.name,
+            topics,
+            types,
+            self._start,
+            store.kafka,
+            self._assignor,
+            wants,
+        )
 
     def _consume(
         self,
@@ -207,6 +236,7 @@ class Subscription:
         routes: Routes,
         drain: bool,
         loop: tuple[asyncio.AbstractEventLoop, AsyncEventStore] | None,
+        wants: Wants,
     ) -> int:
         parking = Parking(
             self.name,
@@ -217,6 +247,7 @@ class Subscription:
             limit=self._park_limit,
         )
         work = Work(self.name, parking.steps, store, stop)
+        work.paused = lambda: wants.seen.paused
         workers: Workers = Inline(work)
         if loop is not None:
             workers = OnLoop(work, self._lanes, *loop)
@@ -240,11 +271,6 @@ class Subscription:
             raise
         finally:
             blocking.close()
-
-
-def stored_names(event_class: type[Event]) -> tuple[str, ...]:
-    """Every name an event class is stored under, old ones included."""
-    return event_class.__event_names__
 
 
 def full_name_of(handler: Handler) -> str:
