@@ -36,7 +36,10 @@ def test_alone_it_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_migrate_makes_the_tables_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["migrate", "--database", "sqlite:///new.db"]) == 0
-    assert capsys.readouterr().out == "applied 0001_tables\napplied 0002_parked\napplied 0004_generations\n"
+    assert (
+        capsys.readouterr().out
+        == "applied 0001_tables\napplied 0002_parked\napplied 0004_generations\n"
+    )
     assert main(["migrate", "--database", "sqlite:///new.db"]) == 0
     assert capsys.readouterr().out == "nothing to do: the tables are up to date\n"
 
@@ -46,7 +49,10 @@ def test_check_changes_nothing_and_fails_while_a_step_is_pending(
 ) -> None:
     check = ["migrate", "--check", "--database", "sqlite:///new.db"]
     assert main(check) == 1
-    assert capsys.readouterr().out == "pending 0001_tables\npending 0002_parked\npending 0004_generations\n"
+    assert (
+        capsys.readouterr().out
+        == "pending 0001_tables\npending 0002_parked\npending 0004_generations\n"
+    )
     assert not (tmp_path / "new.db").exists()
 
     (tmp_path / "new.db").touch()
