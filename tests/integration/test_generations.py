@@ -93,9 +93,7 @@ class App:
         self.receipt: type[AnyReceipt] = Receipt
         self.name = f"letters-{run}"
 
-    def version(
-        self, *events: type[Noted] | type[Closed], start: str = "beginning"
-    ) -> Subscription:
+    def version(self, *events: type[Noted | Closed], start: str = "beginning") -> Subscription:
         subscription = Subscription(self.name, start=start)  # type: ignore[arg-type]
 
         def write(delivery: Delivery[Noted | Closed]) -> None:

@@ -134,6 +134,8 @@ class EventStore(_Store):
 
     def __init__(self, url: str, **options: Unpack[StoreOptions]) -> None:
         super().__init__(url, **options)
+        self._options = options
+        self._text_url = url
         self._driver = open_driver(self._url)
         self._kept = Kept(self._driver.dialect, self._settings, owned=True)
         self._joined = Kept(self._driver.dialect, self._settings, owned=False)
@@ -306,6 +308,10 @@ class EventStore(_Store):
         return Subscriptions(self._driver.run, self._driver.dialect)
 
     # --- life ------------------------------------------------------------------------------------
+
+    def asynchronous(self) -> AsyncEventStore:
+        """An async store on the same database, for handlers that are async."""
+        return AsyncEventStore(self._text_url, **self._options)
 
     def __enter__(self) -> Self:
         self._driver.open()

@@ -54,7 +54,8 @@ def begin(driver: BlockingDriver, wants: Wants, stop: threading.Event, *, again:
     failures = 0
     while not stop.is_set():
         try:
-            return _begin(driver, wants)
+            _begin(driver, wants)
+            break
         except RetoldError as error:
             if not (again and error.retriable):
                 raise

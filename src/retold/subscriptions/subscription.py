@@ -27,9 +27,10 @@ from retold.brokers.wants import Wants, Watch
 from retold.errors import AssignmentLost, DefinitionError, InvalidValue, Outgrown, UsageError
 from retold.events import Event, event_name
 from retold.registry import check_name, full_name
+from retold.subscriptions.backfill import backfill, is_missed
 from retold.subscriptions.delivery import AsyncDelivery, Delivery
 from retold.subscriptions.dispatcher import Dispatcher
-from retold.subscriptions.generations import begin, handled, names, stand_by
+from retold.subscriptions.generations import begin, handled, names, stand_by, stored_names
 from retold.subscriptions.handling import Handler, Handling, Route, Routes
 from retold.subscriptions.parking import PARK_LIMIT, Parking
 from retold.subscriptions.retry import Retry
@@ -150,14 +151,14 @@ class Subscription:
         if not self._handlers:
             raise DefinitionError(f"subscription {self.name!r} has no handlers: use @….on(Event)")
         routes: dict[tuple[str, type[Event]], Route] = {}
-        for event_class, topic, handled in self._handlers:
+        for event_class, topic, one in self._handlers:
             route = (topic or self._only_applier(event_class), event_class)
             if route in routes:
                 raise DefinitionError(
                     f"subscription {self.name!r} has two handlers for {event_name(event_class)} "
                     f"of {route[0]}"
                 )
-            routes[route] = handled
+            routes[route] = one
         return routes
 
     def _only_applier(self, event_class: type[Event]) -> str:
@@ -255,6 +256,37 @@ class Subscription:
             workers = Threads(work, self._lanes)
         dispatcher = Dispatcher(self.name, consumer, work, workers, parking)
         return dispatcher.consume(stop, drain=drain)
+
+    def backfill(
+        self,
+        store: EventStore,
+        event: type[Event] | str,
+        /,
+        *,
+        stop: threading.Event | None = None,
+        told: Callable[[int], None] = lambda count: None,
+        loop: tuple[asyncio.AbstractEventLoop, AsyncEventStore] | None = None,
+    ) -> bool:
+        """Handle the events of one name that this subscription passed before it handled that name.
+
+        Each once in effect, and an entity's in their order; the live flow goes on meanwhile. What is
+        broken off goes on where it was. True when all of it is handled; False where it was stopped,
+        or another process is at work on a part of it.
+
+        event: the class, or a stored name. told: called with the number of events to be handled next.
+        loop: for async handlers, an event loop that runs in another thread, and a store on it.
+        Raises NothingMissed, and HandlerFailed at the first event whose handler goes on failing:
+        nothing behind it is handled.
+        """
+        kinds = (event,) if isinstance(event, str) else stored_names(event)
+        routes, ended = self._routes(), stop or threading.Event()
+        if loop is None and self.has_async_handlers:
+            raise UsageError("async handlers need loop=(event loop, AsyncEventStore)")
+        left = [kind for kind in kinds if is_missed(store, self.name, kind)] or kinds[:1]
+        return all(
+            backfill(store, self.name, kind, routes, self._assignor, ended, told, loop)
+            for kind in left
+        )
 
     async def run_on_async(self, store: AsyncEventStore, stop: threading.Event) -> None:
         """The same loop in a thread; async handlers run on this event loop."""
