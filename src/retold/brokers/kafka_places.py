@@ -84,7 +84,10 @@ class Share:
     def stop_before(self, event_type: str, cut: int) -> None:
         """A newer generation handles these events from the place `cut` on."""
         first, last = self.left_out.get(event_type, (-1, -1))
-        if last >= cut:
+        if self.until > cut:
+            # Whoever had it before may have passed some: nothing must hide that.
+            self.stop_at(cut)
+        elif last >= cut:
             self.stop_at(max(first, cut))
 
     def stop_at(self, position: int) -> None:

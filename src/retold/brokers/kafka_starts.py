@@ -97,15 +97,17 @@ class Starts:
         generation = read_generation(at.metadata)
         late: dict[Pair, int] = {}
         if self._wants is not None and generation is not None:
-            late = {
-                row.pair: cut
-                for row in self._wants.cuts(generation)
-                if (cut := (row.up_to or {}).get(named((at.topic, at.partition)), saved)) < saved
-            }
+            for row in self._wants.cuts(generation):
+                cut = saved
+                if row.up_to is not None:
+                    cut = row.up_to.get(named((at.topic, at.partition)), -1)
+                if cut < saved:
+                    late[row.pair] = cut
         if not late:
             return Share(saved, at_offset, saved, until=saved)
         begin = min(late.values())
-        return Share(begin, place(committed_as(begin)[0]), begin, until=saved, late=late)
+        read = begin if begin < 0 else place(committed_as(begin)[0])
+        return Share(begin, read, begin, until=saved, late=late)
 
     def _begin_at(
         self, client: Consumer, places: Sequence[Place], start: datetime
