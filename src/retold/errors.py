@@ -372,6 +372,42 @@ class NotParked(RetoldError, LookupError):
 
 
 @dataclass(eq=False)
+class Outgrown(RetoldError):
+    """A newer version of subscription {subscription!r} also handles {names}, and this one does not.
+    It stopped before such an event, so that none is skipped. Deploy the newer version everywhere;
+    if that was withdrawn for good, run retold subscriptions accept {subscription}"""
+
+    subscription: str
+    names: str
+
+
+@dataclass(eq=False)
+class NotSubscribed(RetoldError, LookupError):
+    """No subscription {subscription!r} has ever started on this database. See: retold subscriptions
+    list"""
+
+    subscription: str
+
+
+@dataclass(eq=False)
+class NothingOffered(RetoldError, LookupError):
+    """No member of subscription {subscription!r} stands by because it handles less than what was
+    handled before. There is nothing to accept: start the version that is to go on, and wait until it
+    says that it stands by."""
+
+    subscription: str
+
+
+@dataclass(eq=False)
+class NothingMissed(RetoldError, LookupError):
+    """Subscription {subscription!r} has missed no event {event_type!r}, or that was backfilled. See:
+    retold subscriptions list"""
+
+    subscription: str
+    event_type: str
+
+
+@dataclass(eq=False)
 class AssignmentLost(RetoldError):
     """Another process took over subscription {subscription!r}; this one may no longer save its
     position."""

@@ -35,6 +35,8 @@ A *consumer* hands the messages of some topics to one member of a subscription:
   updates keep the message's key.
 * Waiting. `poll` returns as soon as there is one message, and never waits for more. `wake` makes a
   waiting poll return. `wake` and `commit` may be called from any thread, `wake` after `close` too.
+* Generations. From the first event on that only newer members of the subscription handle, nothing
+  is handed out and no position saved: `poll` raises Outgrown. See wants.py.
 * Parking. `owned` lets the store's database refuse what a member that lost a partition would park.
 * Places. Who keeps positions elsewhere, beside what handlers write, passes `Places`. It is asked
   whenever partitions are assigned, and what it says is where they go on, whatever was committed.
@@ -190,8 +192,14 @@ class Consumer(Protocol):
         """
         ...
 
+    def named(self, partition: int) -> str:
+        """A partition as consumers of other topics of the same log name it too."""
+        ...
+
     def poll(self, limit: int, timeout: float) -> Sequence[Message]:
-        """Up to `limit` next messages; none after `timeout` seconds. With no time, what is there."""
+        """Up to `limit` next messages; none after `timeout` seconds. With no time, what is there.
+
+        With a limit of 0 it hands out nothing, but keeps its assignment as any poll does."""
         ...
 
     def commit(self, positions: Mapping[int, int]) -> None:

@@ -21,11 +21,12 @@ from typing import Any
 
 from retold.brokers.base import Message, Places
 from retold.brokers.kafka_cluster import NO_TOPIC, Cluster, Place, admin_api
-from retold.brokers.kafka_places import Share, committed_as, place, place_name
+from retold.brokers.kafka_places import Share, committed_as, named, place, place_name
 from retold.brokers.kafka_records import Records
 from retold.brokers.kafka_starts import LOST, Starts
 from retold.brokers.polling import Start
 from retold.brokers.published import topic_name
+from retold.brokers.wants import Wants
 from retold.errors import (
     AssignmentLost,
     PositionGone,
@@ -54,6 +55,7 @@ _BUFFERED = 2_000
 _BUFFERED_BYTES = 8_000_000
 _FULL_S = 1.0
 """How long the buffer may be full before the partitions are paused, and what was fetched is lost."""
+_ASK_S = 0.2
 _PASSED_S = 5.0
 """How often a position is saved where there is nothing that anybody wants."""
 
@@ -91,12 +93,17 @@ class KafkaConsumer:
         topic_of: Callable[[str], str] = topic_name,
         patience: float = PATIENCE_S,
         places: Places | None = None,
+        wants: Wants | None = None,
     ) -> None:
         settings = settings or {}
         self._name = name
         self._topics = sorted({topic_of(entity_type) for entity_type in topics})
         self._numbers = {topic: number for number, topic in enumerate(self._topics)}
-        self._records = Records(topics, event_types)
+        self._records = Records(topics, event_types, wants)
+        self._wants = wants
+        # The one that is gone by: the notes of commits name it.
+        self._generation = None if wants is None else wants.seen.number
+        self._asked_at = 0.0
         self._start: Start = start
         self._patience_s = patience
         self._eager = assignor == "range"
@@ -126,7 +133,7 @@ class KafkaConsumer:
         }
         self._closed = threading.Event()
         self._cluster = Cluster(bootstrap, settings, patience, self._closed)
-        self._starts = Starts(self._cluster, start, patience, places)
+        self._starts = Starts(self._cluster, start, patience, places, wants)
         self._thread: threading.Thread | None = None
         # Guards what follows, and tells of its changes.
         self._changed = threading.Condition()
@@ -167,24 +174,55 @@ class KafkaConsumer:
         """As Consumer.poll. Without a timeout it joins the group and reads to the end of what there
         is first. Raises BrokerUnavailable, BrokerRefused, PositionGone, UnreadableRecord."""
         deadline = time.monotonic() + timeout
+        self._adopt()
         with self._changed:
             if self._thread is None and not self._closed.is_set() and self._failure is None:
                 self._thread = threading.Thread(
                     target=self._work, name=f"{self._name} reader", daemon=True
                 )
                 self._thread.start()
-            while not self._is_due():
+            while not self._is_due(limit):
                 left = deadline - time.monotonic()
                 # Whether Kafka is there at all is told by the first poll.
                 if left <= 0 and self._client is not None:
                     break
                 self._changed.wait(max(left, 0.05))
-            if not self._is_due() and timeout <= 0:
+            if not self._is_due(limit) and timeout <= 0 and limit:
                 self._reach_end()
             return self._hand_out(limit)
 
-    def _is_due(self) -> bool:
-        return bool(self._buffer or self._failure or self._woken or self._closed.is_set())
+    def _is_due(self, limit: int = 1) -> bool:
+        waits = self._buffer if limit else ()
+        return bool(waits or self._failure or self._woken or self._closed.is_set())
+
+    def named(self, partition: int) -> str:
+        return named(self._place(partition))
+
+    def _adopt(self) -> None:
+        """Go by a new generation, if there is one: stop before what only that handles.
+
+        Not before it is known up to where that is missed. What is committed until then is noted as
+        by the generation before, so that whoever takes the partition looks it through again.
+        """
+        wants, now = self._wants, time.monotonic()
+        if wants is None or wants.seen.number == self._generation or now < self._asked_at:
+            return
+        self._asked_at = now + _ASK_S
+        generation, others = wants.seen.number, wants.others
+        rows = {row.pair: row for row in wants.cuts(0) if row.pair in others}
+        if any(row.up_to is None for row in rows.values()):
+            return
+        with self._changed:
+            self._records.others = others
+            for partition, share in self._shares.items():
+                for pair in others:
+                    cuts = (rows[pair].up_to if pair in rows else None) or {}
+                    share.stop_before(pair[1], cuts.get(self.named(partition), 0))
+            self._generation = generation
+            for partition, share in self._shares.items():
+                if share.limit is not None:
+                    self._buffer.appendleft((partition, wants.outgrown()))
+                    share.buffered += 1
 
     def _hand_out(self, limit: int) -> Sequence[Message]:
         messages: list[Message] = []
@@ -277,9 +315,10 @@ class KafkaConsumer:
                 raise AssignmentLost(self._name)
             saves = {n: share.behind(position) for n, (share, position) in handled.items()}
             saves = {n: at for n, at in saves.items() if at > handled[n][0].saved}
+            offsets = self._offsets(saves)
         if saves:
             try:
-                client.commit(offsets=self._offsets(saves), asynchronous=False)
+                client.commit(offsets=offsets, asynchronous=False)
             except KafkaException as error:
                 if error.args[0].code() in LOST:
                     return False
@@ -291,7 +330,7 @@ class KafkaConsumer:
 
     def _offsets(self, positions: Mapping[int, int]) -> list[TopicPartition]:
         return [
-            TopicPartition(*self._place(partition), *committed_as(position))
+            TopicPartition(*self._place(partition), *committed_as(position, self._generation))
             for partition, position in positions.items()
         ]
 
@@ -312,8 +351,7 @@ class KafkaConsumer:
         try:
             known = self._cluster.partitions(self._topics, self._cluster.patience())
             client = self._cluster.member(self._own_settings)
-            if self._start == "now":
-                self._starts.begin_now(client, known)
+            self._starts.settle(client, known)
             client.subscribe(
                 self._topics,
                 on_assign=self._on_assign,
@@ -476,10 +514,11 @@ class KafkaConsumer:
             passed = {n: share.read for n, share in shares.items() if share.passed}
             for partition, position in passed.items():
                 shares[partition].saved = position
+            offsets = self._offsets(passed)
         if passed:
             # If it fails, some of that is read again.
             with contextlib.suppress(KafkaException):
-                client.commit(offsets=self._offsets(passed), asynchronous=True)
+                client.commit(offsets=offsets, asynchronous=True)
 
     def _drop_buffered(self, partitions: set[int]) -> None:
         kept: deque[tuple[int, Message | RetoldError]] = deque()

@@ -7,9 +7,20 @@ from datetime import datetime, timedelta
 
 from retold.brokers.base import Places
 from retold.brokers.kafka_cluster import Cluster, Place, admin_api
-from retold.brokers.kafka_places import Share, place, place_name, read_committed
+from retold.brokers.kafka_missed import count_missed
+from retold.brokers.kafka_places import (
+    Share,
+    committed_as,
+    named,
+    place,
+    place_name,
+    read_committed,
+    read_generation,
+)
 from retold.brokers.polling import Start
+from retold.brokers.wants import Wants
 from retold.ids import id_since
+from retold.store.generations import Pair
 
 # isort: split
 # Behind kafka_cluster, which tells what to install.
@@ -31,8 +42,14 @@ class Starts:
     """Asks the group, and where it knows nothing goes by the subscription's `start`."""
 
     def __init__(
-        self, cluster: Cluster, start: Start, patience: float, places: Places | None = None
+        self,
+        cluster: Cluster,
+        start: Start,
+        patience: float,
+        places: Places | None = None,
+        wants: Wants | None = None,
     ) -> None:
+        self._wants = wants
         self._cluster = cluster
         self._start: Start = start
         self._patience_s = patience
@@ -53,14 +70,59 @@ class Starts:
             if at.error is not None:
                 raise KafkaException(at.error)
             if at.offset >= 0:
-                saved = read_committed(at.offset, at.metadata)
-                shares[at.topic, at.partition] = Share(saved, place(at.offset), saved)
+                shares[at.topic, at.partition] = self._go_on(at)
             else:
                 new.append((at.topic, at.partition))
         if new and isinstance(self._start, datetime):
             return shares | self._begin_at(client, new, self._start)
         # Also for "now": at its beginning this subscription committed what there was.
         return shares | {at: Share(-1, -1, -1) for at in new}
+
+    def settle(self, client: Consumer, known: Mapping[str, int]) -> None:
+        """Before this member joins: settle where a new subscription begins, and up to where events
+        were passed that it handles from now on."""
+        wants = self._wants
+        if self._start == "now" and (wants is None or not wants.seen.begun):
+            self.begin_now(client, known)
+        if wants is None:
+            return
+        if not wants.seen.begun:
+            # A topic that is made later holds what came later.
+            wants.begun()
+        if any(row.up_to is None for row in wants.missed()):
+            wants.measured(
+                {
+                    named((at.topic, at.partition)): read_committed(at.offset, at.metadata)
+                    for at in self._committed(client, known)
+                    if at.offset >= 0
+                }
+            )
+        for row in wants.missed():
+            if row.events is None:
+                count_missed(self._cluster, wants, row)
+
+    def _committed(self, client: Consumer, known: Mapping[str, int]) -> list[TopicPartition]:
+        wanted = [TopicPartition(topic, n) for topic, count in known.items() for n in range(count)]
+        return client.committed(wanted, timeout=self._patience_s) if wanted else []
+
+    def _go_on(self, at: TopicPartition) -> Share:
+        """Behind what is committed. But who committed that may not have known of a newer generation,
+        and may have passed what that handles: these events are read again."""
+        saved, at_offset = read_committed(at.offset, at.metadata), place(at.offset)
+        generation = read_generation(at.metadata)
+        late: dict[Pair, int] = {}
+        if self._wants is not None and generation is not None:
+            for row in self._wants.cuts(generation):
+                cut = saved
+                if row.up_to is not None:
+                    cut = row.up_to.get(named((at.topic, at.partition)), -1)
+                if cut < saved:
+                    late[row.pair] = cut
+        if not late:
+            return Share(saved, at_offset, saved, until=saved)
+        begin = min(late.values())
+        read = begin if begin < 0 else place(committed_as(begin)[0])
+        return Share(begin, read, begin, until=saved, late=late)
 
     def _begin_at(
         self, client: Consumer, places: Sequence[Place], start: datetime
@@ -78,15 +140,15 @@ class Starts:
     def begin_now(self, client: Consumer, known: Mapping[str, int]) -> None:
         """Commit the ends of what there is, unless this subscription began before."""
         places = [(topic, number) for topic, count in known.items() for number in range(count)]
-        wanted = [TopicPartition(*at) for at in places]
-        if not wanted or any(
-            at.offset >= 0 for at in client.committed(wanted, timeout=self._patience_s)
-        ):
+        if not places or any(at.offset >= 0 for at in self._committed(client, known)):
             return
         ends = self._cluster.offsets(
             places, admin_api.OffsetSpec.latest(), IsolationLevel.READ_COMMITTED
         )
-        begins = [TopicPartition(*at, end) for at, end in ends.items()]
+        generation = None if self._wants is None else self._wants.seen.number
+        begins = [
+            TopicPartition(*at, *committed_as(place(end), generation)) for at, end in ends.items()
+        ]
         try:
             client.commit(offsets=begins, asynchronous=False)
         except KafkaException as error:

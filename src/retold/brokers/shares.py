@@ -104,16 +104,30 @@ def _alive(sql: Mapping[str, str], name: str, me: str, now: int, members: Result
 
 
 def save_positions(
-    sql: Mapping[str, str], name: str, me: str, positions: Mapping[int, int]
-) -> Plan[dict[int, int]]:
+    sql: Mapping[str, str],
+    name: str,
+    me: str,
+    positions: Mapping[int, int],
+    generation: int | None = None,
+) -> Plan[dict[int, int] | None]:
     """Save the positions of partitions this member owns, never backwards; what it owns, and where
-    that stands now."""
+    that stands now.
+
+    generation: save only while the subscription has this one, and return None where it has not.
+    """
+    guard, condition, save = list[Statement](), tuple[object, ...](), sql["share_save"]
+    if generation is not None:
+        # The lock first: the statements behind it see whatever its last holder committed.
+        guard = [Statement(sql["generation_shared"], (name,))]
+        condition, save = (name, generation), sql["share_save_in"]
     saves = [
-        Statement(sql["share_save"], (position, name, partition, me, position))
+        Statement(save, (position, name, partition, me, position, *condition))
         for partition, position in sorted(positions.items())
     ]
     held = Statement(sql["shares_held"], (name, me))
-    results = yield [Statement(sql["begin"]), *saves, held, Statement(sql["commit"])]
+    results = yield [Statement(sql["begin"]), *guard, *saves, held, Statement(sql["commit"])]
+    if guard and [row[0] for row in results[1].rows] != [generation]:
+        return None
     return {int(partition): int(position) for partition, position in results[-2].rows}
 
 

@@ -28,6 +28,7 @@ from retold.cli import (
     schema,
     show,
     status,
+    subscriptions,
     verify,
 )
 from retold.errors import RetoldError
@@ -39,7 +40,7 @@ _PURPOSES = {
     "Set up": (migrate, schema, doctor),
     "Run": (run, relay),
     "Look": (status, events, show, verify),
-    "Mend": (parked, projections),
+    "Mend": (subscriptions, parked, projections),
     "Move": (export, imports),
 }
 _ERROR, _FAULT, _INTERRUPTED, _PIPE_CLOSED = 2, 70, 130, 141

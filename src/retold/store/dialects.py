@@ -22,6 +22,8 @@ TABLES = (
     "parked",
     "projections",
     "projection_seen",
+    "generations",
+    "missed",
     "retold_migrations",
 )
 BROKER_TABLES = ("unnumbered_events", "event_log", "subscribers", "numbering")

@@ -81,7 +81,7 @@ class Dispatcher:
                 taken = progress.take(messages)
                 revived = self._parked(drain)
                 if drain and not taken and not revived:
-                    break
+                    break  # also where it is paused
                 workers.put([*revived, *taken])
                 self._save(stop, at_once=not messages)
                 self._wait_for_room(stop)
@@ -96,7 +96,7 @@ class Dispatcher:
 
     def _poll(self, stop: threading.Event, drain: bool) -> Sequence[Message] | None:
         """None when it failed and may succeed later."""
-        limit = min(BATCH, WINDOW - self._progress.in_hand)
+        limit = 0 if self._work.paused() else min(BATCH, WINDOW - self._progress.in_hand)
         try:
             messages = self._consumer.poll(limit, 0 if drain else _POLL_S)
         except RetoldError as error:
@@ -116,7 +116,7 @@ class Dispatcher:
         for hold in self._progress.fresh():
             self._wait_for_store(partial(self._parking.load, hold))
         now = time.monotonic()
-        if not drain and now - self._wishes_at < WISHES_S:
+        if self._work.paused() or (not drain and now - self._wishes_at < WISHES_S):
             return ()
         self._wishes_at = now
         wanted: list[Revival] = []
@@ -144,7 +144,7 @@ class Dispatcher:
     def _wait_for_room(self, stop: threading.Event) -> None:
         while not self._work.stopped:
             self._progress.advance()
-            if self._progress.in_hand < WINDOW:
+            if self._progress.in_hand < WINDOW or self._work.paused():
                 return
             self._room.clear()
             self._room.wait(0.02)

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import inspect
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -47,6 +48,8 @@ class Work:
         self.ending = threading.Event()
         self.failure: BaseException | None = None
         self.told: Callable[[], None] = lambda: None
+        self.paused: Callable[[], bool] = lambda: False
+        """Whether nothing may be begun for now."""
 
     @property
     def stopped(self) -> bool:
@@ -82,8 +85,8 @@ class Work:
             return error
 
     def _pause(self, seconds: float) -> bool:
-        while seconds > 0 and not self.stopped:
-            self.stop.wait(min(seconds, 0.2))  # another lane may fail meanwhile
+        while (seconds > 0 or self.paused()) and not self.stopped:
+            self.stop.wait(min(max(seconds, 0.05), 0.2))  # another lane may fail meanwhile
             seconds -= 0.2
         return self.stopped
 
@@ -106,7 +109,10 @@ class Work:
 
 
 class Workers(Protocol):
-    """Works the messages that it is given, an entity's in their order."""
+    """Works the messages that it is given, an entity's in their order.
+
+    While the work is paused nothing is begun; `put` begins again what was put before.
+    """
 
     def put(self, messages: Sequence[Taken]) -> None: ...
 
@@ -123,15 +129,20 @@ class Workers(Protocol):
 class Inline:
     """In the thread that puts them, one after the other, in the order of the log."""
 
-    idle = True
-
     def __init__(self, work: Work) -> None:
         self._work = work
+        self._queue: deque[Taken] = deque()
+
+    @property
+    def idle(self) -> bool:
+        return not self._queue
 
     def put(self, messages: Sequence[Taken]) -> None:
-        work = self._work
-        for taken in messages:
-            if work.stopped or not work.handle(taken):
+        work, queue = self._work, self._queue
+        queue.extend(messages)
+        while queue and not work.stopped and not work.paused():
+            taken = queue.popleft()
+            if taken.hold.alive and not work.handle(taken):
                 return
 
     def end(self, timeout: float) -> bool:
@@ -153,6 +164,7 @@ class Threads:
         return self._lanes.idle
 
     def put(self, messages: Sequence[Taken]) -> None:
+        self._lanes.pause(self._work.paused())
         for lane in self._lanes.put(messages):
             self._pool.submit(self._run, lane)
 
@@ -197,6 +209,7 @@ class OnLoop:
         return self._lanes.idle
 
     def put(self, messages: Sequence[Taken]) -> None:
+        self._lanes.pause(self._work.paused())
         for lane in self._lanes.put(messages):
             task = asyncio.run_coroutine_threadsafe(self._run(lane), self._loop)
             self._tasks.add(task)
@@ -254,6 +267,8 @@ class OnLoop:
     async def _pause(self, seconds: float) -> bool:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._ended.wait(), seconds)
+        while self._work.paused() and not self._work.stopped:
+            await asyncio.sleep(0.2)
         return self._work.stopped
 
     def end(self, timeout: float) -> bool:
