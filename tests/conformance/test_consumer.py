@@ -662,9 +662,6 @@ def test_a_member_keeps_the_assignment_for_longer_than_its_lease_while_it_handle
     first.commit(behind(taken))
 
 
-# Not on Kafka yet: members that join and leave without a pause can wait for one another until a
-# request of the group times out (15 s).
-@TABLE
 def test_two_members_never_have_messages_at_once(store: EventStore, member: Member) -> None:
     """Four members hand the work over again and again."""
     total, at_work, left = 40, threading.Lock(), threading.Event()

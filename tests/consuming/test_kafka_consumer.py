@@ -364,6 +364,22 @@ def test_a_commit_after_the_revocation_is_refused(
         assert {m.partition for m in again}.isdisjoint(first._shares)
 
 
+def test_a_member_without_a_partition_leaves_the_group_when_it_closes(topic: Topic) -> None:
+    admin: Any = _admin.AdminClient({"bootstrap.servers": topic.bootstrap})
+    group = f"{topic.name}.letters"
+
+    def members() -> int:
+        return len(admin.describe_consumer_groups([group])[group].result(30).members)
+
+    topic.publish(1)
+    with closing(topic.member()) as first:
+        take(first, 1)
+        with closing(topic.member()) as second:
+            assert not second.poll(100, 0)
+            assert members() == 2
+        assert members() == 1
+
+
 def test_a_handler_slower_than_the_longest_poll_keeps_its_partition(topic: Topic) -> None:
     topic.publish(1, 2)
     quick = {"max.poll.interval.ms": "1000", "session.timeout.ms": "1000"}

@@ -66,10 +66,20 @@ _log = logging.getLogger("retold.subscriptions")
 class _Commit:
     """A commit asked for. The reader makes it: the client lets one thread in at a time."""
 
-    handled: Mapping[int, tuple[Share, int]]
+    handled: dict[int, tuple[Share, int]]
     until: float
     done: bool = False
     failure: RetoldError | None = None
+
+
+class _Flight:
+    """Commits that are under way together, and the positions they save."""
+
+    __slots__ = ("requests", "saves")
+
+    def __init__(self, requests: list[_Commit]) -> None:
+        self.requests = requests
+        self.saves: dict[int, int] = {}
 
 
 class KafkaConsumer:
@@ -137,6 +147,7 @@ class KafkaConsumer:
         self._buffer: deque[tuple[int, Message | RetoldError]] = deque()
         self._bytes = 0
         self._commits: list[_Commit] = []
+        self._flight: _Flight | None = None
         # The reader's own.
         self._paused: set[Place] = set()
         self._missing: set[str] = set()
@@ -244,42 +255,74 @@ class KafkaConsumer:
         if len(handled) < len(positions):
             raise AssignmentLost(self._name)
 
-    def _serve_commits(self, client: Consumer) -> None:
-        """Commit what the caller asked for. What the group does not take now stays asked for: it is
-        about to share out anew, or has struck this member off, which the next poll tells."""
-        with self._changed:
-            requests, self._commits = self._commits, []
-        for request in requests:
-            try:
-                done = self._save(client, request.handled)
-                if not done and time.monotonic() >= request.until:
-                    raise self._cluster.unavailable("committing")
-            except RetoldError as error:
-                done, request.failure = True, error
-            with self._changed:
-                request.done = done
-                if not done:
-                    self._commits.append(request)
-                self._changed.notify_all()
+    def _serve_commits(self, client: Consumer, *, waiting: bool = False) -> None:
+        """Send what the caller asked to commit; the answer comes by a later poll of the client.
 
-    def _save(self, client: Consumer, handled: Mapping[int, tuple[Share, int]]) -> bool:
-        """False where the group does not take it now. Raises AssignmentLost."""
+        One at a time: an answer does not say which question it answers. The coordinator of the group
+        answers nothing while this member waits for the others to join again, and the client must be
+        polled meanwhile. waiting: wait for the answer here, where polling is not possible.
+        """
         with self._changed:
-            if any(self._shares.get(n) is not share for n, (share, _) in handled.items()):
-                raise AssignmentLost(self._name)
-            saves = {n: share.behind(position) for n, (share, position) in handled.items()}
-            saves = {n: at for n, at in saves.items() if at > handled[n][0].saved}
-        if saves:
-            try:
-                client.commit(offsets=self._offsets(saves), asynchronous=False)
-            except KafkaException as error:
-                if error.args[0].code() in LOST:
-                    return False
-                raise self._cluster.failure(error.args[0], "committing") from None
+            if self._flight is not None and not waiting:
+                return
+            # What is under way is asked for again: a position may be saved twice.
+            requests = (self._flight.requests if self._flight else []) + self._commits
+            self._flight, self._commits = None, []
+            flight = _Flight(requests)
+            for request in requests:
+                for n, (share, position) in list(request.handled.items()):
+                    if self._shares.get(n) is not share:
+                        del request.handled[n]
+                        request.failure = AssignmentLost(self._name)
+                    elif (at := share.behind(position)) > max(share.saved, flight.saves.get(n, -1)):
+                        flight.saves[n] = at
+            if flight.saves:
+                self._flight = flight
+        if not flight.saves:
+            self._answer(flight, None)
+            return
+        try:
+            client.commit(offsets=self._offsets(flight.saves), asynchronous=not waiting)
+        except KafkaException as error:
+            self._answer(flight, error.args[0])
+        else:
+            if waiting:
+                self._answer(flight, None)
+
+    def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        """The client's answer. Those to positions that nobody waits for are not looked at."""
         with self._changed:
-            for partition, position in saves.items():
-                handled[partition][0].saved = position
-        return True
+            flight = self._flight
+            sent = (
+                {self._place(n): committed_as(at)[0] for n, at in flight.saves.items()}
+                if flight
+                else {}
+            )
+        if flight is None or sent != {(at.topic, at.partition): at.offset for at in partitions}:
+            return
+        refused = (at.error for at in partitions if at.error is not None)
+        self._answer(flight, error or next(refused, None))
+
+    def _answer(self, flight: _Flight, error: KafkaError | None) -> None:
+        """What the group does not take now stays asked for: it is about to share out anew, or has
+        struck this member off, which the next poll tells."""
+        again = error is not None and error.code() in LOST
+        with self._changed:
+            if self._flight is flight:
+                self._flight = None
+            for partition, position in flight.saves.items():
+                if error is None and (share := self._shares.get(partition)) is not None:
+                    share.saved = max(share.saved, position)
+            for request in flight.requests:
+                if again and time.monotonic() < request.until:
+                    self._commits.append(request)
+                    continue
+                request.done = True
+                if again:
+                    request.failure = self._cluster.unavailable("committing")
+                elif error is not None:
+                    request.failure = self._cluster.failure(error, "committing")
+            self._changed.notify_all()
 
     def _offsets(self, positions: Mapping[int, int]) -> list[TopicPartition]:
         return [
@@ -303,7 +346,7 @@ class KafkaConsumer:
         client: Consumer | None = None
         try:
             known = self._cluster.partitions(self._topics, self._cluster.patience())
-            client = self._cluster.member(self._own_settings)
+            client = self._cluster.member(self._own_settings | {"on_commit": self._on_commit})
             if self._start == "now":
                 self._starts.begin_now(client, known)
             client.subscribe(
@@ -327,9 +370,10 @@ class KafkaConsumer:
                 self._drop(list(self._shares))
                 self._client, self._joined, self._thread = None, False, None
                 self._failure = failure
-                for request in self._commits:
+                for request in [*self._commits, *(self._flight.requests if self._flight else ())]:
                     request.done, request.failure = True, AssignmentLost(self._name)
                 self._commits.clear()
+                self._flight = None
                 self._changed.notify_all()
 
     def _end(self, client: Consumer, *, clean: bool) -> None:
@@ -339,7 +383,16 @@ class KafkaConsumer:
             # What is in hand is not waited for.
             with self._changed:
                 self._drop(list(self._shares))
+            self._leave(client)
             client.close()
+
+    def _leave(self, client: Consumer) -> None:
+        """Leave the group. The client's own `close` does not where it has no partition, and ends
+        where others are still to join; then they wait for this member until it is missed."""
+        client.unsubscribe()
+        until = time.monotonic() + self._revoke_s
+        while client.memberid() and time.monotonic() < until:
+            client.poll(_SHORT_S)
 
     def _read(self, client: Consumer) -> None:
         look = time.monotonic() + _PASSED_S
@@ -347,7 +400,8 @@ class KafkaConsumer:
             self._wait_for_room(client)
             self._serve_commits(client)
             # Nothing else wakes it, and who has something in hand may commit at any moment.
-            first = client.poll(_SHORT_S if self._in_hand(list(self._shares)) else _SLICE_S)
+            hurry = self._flight is not None or self._in_hand(list(self._shares))
+            first = client.poll(_SHORT_S if hurry else _SLICE_S)
             if first is not None:
                 self._take_in(first, *client.consume(_AT_ONCE, 0))
             if time.monotonic() >= look:
@@ -370,7 +424,8 @@ class KafkaConsumer:
 
     def _has_room(self) -> bool:
         room = len(self._buffer) < _BUFFERED and self._bytes < _BUFFERED_BYTES
-        return room or bool(self._commits) or self._closed.is_set()
+        asked = bool(self._commits) or self._flight is not None
+        return room or asked or self._closed.is_set()
 
     def _take_in(self, *records: Any) -> None:
         with self._changed:
@@ -440,7 +495,7 @@ class KafkaConsumer:
         while self._in_hand(mine) and time.monotonic() < until:
             with self._changed:
                 self._changed.wait(0.02)
-            self._serve_commits(client)
+            self._serve_commits(client, waiting=True)
         if self._in_hand(mine):
             _log.warning(
                 "%s: events in hand were not handled within %.0f s: others get them too",
