@@ -30,7 +30,14 @@ def open_consumer(
         from retold.brokers.kafka_consumer import KafkaConsumer
 
         return KafkaConsumer(
-            kafka.bootstrap, name, topics, event_types, start, kafka.settings, assignor=assignor
+            driver,
+            kafka.bootstrap,
+            name,
+            topics,
+            event_types,
+            start,
+            kafka.settings,
+            assignor=assignor,
         )
     if driver.dialect.name == "sqlite":
         return DatabaseConsumer(driver, name, topics, event_types, start)

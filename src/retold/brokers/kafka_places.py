@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from retold.brokers.kafka_cluster import Place
+
 _BITS = 16
 """A batch counts its events with 16 bits."""
 _NOTE = "retold:"
+UNBEGUN = "retold:unbegun"
+"""The note of an offset that says nothing but that a member was asked for."""
 
 
 def place(offset: int, handled: int = 0) -> int:
@@ -33,20 +37,20 @@ def read_committed(offset: int, note: str | None) -> int:
 
 @dataclass(slots=True)
 class Share:
-    """A partition that is this member's.
+    """A partition that is this member's, at a place.
 
     Positions: everything before `read` is read, before `handed` is handed out, before `saved` is
-    saved. buffered: the number of messages between handed and read. end: where the partition ended
-    when its end was last reached, an offset. since: events with smaller ids are left out, until the
-    first that has none.
+    saved. buffered: the number of messages between handed and read. since: events with smaller ids are left out, until the
+    first that has none. word: its claim.
     """
 
+    place: Place
     saved: int
     read: int
     handed: int
     since: str = ""
     buffered: int = 0
-    end: int = -1
+    word: str = ""
 
     def behind(self, position: int) -> int:
         """What to save when everything before the position is handled: behind it there may be only

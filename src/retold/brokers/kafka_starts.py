@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from retold.brokers.kafka_cluster import Cluster, Place, admin_api
-from retold.brokers.kafka_places import Share, place, read_committed
+from retold.brokers.kafka_places import UNBEGUN, Share, committed_as, place, read_committed
 from retold.brokers.polling import Start
 from retold.ids import id_since
 
@@ -41,15 +41,16 @@ class Starts:
         for at in client.committed(partitions, timeout=self._patience_s) if partitions else ():
             if at.error is not None:
                 raise KafkaException(at.error)
-            if at.offset >= 0:
+            where = at.topic, at.partition
+            if at.offset >= 0 and at.metadata != UNBEGUN:
                 saved = read_committed(at.offset, at.metadata)
-                shares[at.topic, at.partition] = Share(saved, place(at.offset), saved)
+                shares[where] = Share(where, saved, place(at.offset), saved)
             else:
-                new.append((at.topic, at.partition))
+                new.append(where)
         if new and isinstance(self._start, datetime):
             return shares | self._begin_at(client, new, self._start)
         # Also for "now": at its beginning this subscription committed what there was.
-        return shares | {at: Share(-1, -1, -1) for at in new}
+        return shares | {at: Share(at, -1, -1, -1) for at in new}
 
     def _begin_at(
         self, client: Consumer, places: Sequence[Place], start: datetime
@@ -60,16 +61,39 @@ class Starts:
         wanted = [TopicPartition(*at, moment) for at in places]
         shares: dict[Place, Share] = {}
         for at in client.offsets_for_times(wanted, timeout=self._patience_s):
-            begin = place(at.offset if at.offset >= 0 else ends[at.topic, at.partition])
-            shares[at.topic, at.partition] = Share(-1, begin, -1, id_since(start))
+            where = at.topic, at.partition
+            begin = place(at.offset if at.offset >= 0 else ends[where])
+            shares[where] = Share(where, -1, begin, -1, id_since(start))
         return shares
+
+    def confirm(self, client: Consumer, shares: Mapping[Place, Share]) -> bool:
+        """Whether this member is one of the group's still, at some moment of this call.
+
+        Asked by a commit that changes nothing: only of a member is one taken.
+        """
+        if not shares:
+            return True
+        share = max(shares.values(), key=lambda one: one.saved)
+        offset, note = (
+            committed_as(share.saved)
+            if share.saved >= 0
+            else (max(0, committed_as(share.read)[0]), UNBEGUN)
+        )
+        try:
+            client.commit(offsets=[TopicPartition(*share.place, offset, note)], asynchronous=False)
+        except KafkaException as error:
+            if error.args[0].code() in LOST:
+                return False
+            raise
+        return True
 
     def begin_now(self, client: Consumer, known: Mapping[str, int]) -> None:
         """Commit the ends of what there is, unless this subscription began before."""
         places = [(topic, number) for topic, count in known.items() for number in range(count)]
         wanted = [TopicPartition(*at) for at in places]
         if not wanted or any(
-            at.offset >= 0 for at in client.committed(wanted, timeout=self._patience_s)
+            at.offset >= 0 and at.metadata != UNBEGUN
+            for at in client.committed(wanted, timeout=self._patience_s)
         ):
             return
         ends = self._cluster.offsets(

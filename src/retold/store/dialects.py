@@ -20,6 +20,7 @@ TABLES = (
     "handled",
     "subscriptions",
     "parked",
+    "claims",
     "retold_migrations",
 )
 BROKER_TABLES = ("unnumbered_events", "event_log", "subscribers", "numbering")
