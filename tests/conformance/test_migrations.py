@@ -19,7 +19,7 @@ from tests.rig import SERVERS
 
 FreshDatabase = Callable[[str], str]
 
-STEPS = ["0001_tables", "0002_parked"]
+STEPS = ["0001_tables", "0002_parked", "0005_claims"]
 # The same to a reader in a hurry, and to many a collation.
 CONFUSABLE = [
     "ann",

@@ -20,8 +20,9 @@ import msgspec
 
 from retold.brokers import leases
 from retold.brokers.base import Message
+from retold.brokers.moving import MOVED
 from retold.brokers.polling import PollingConsumer, Start
-from retold.errors import AssignmentLost, RetoldError
+from retold.errors import AssignmentLost, MovedToKafka, RetoldError
 from retold.ids import id_since, wall_clock
 from retold.store.connections import BlockingDriver
 from retold.store.driver import Batch, Plan, Result, Statement
@@ -129,6 +130,8 @@ class DatabaseConsumer(PollingConsumer):
                 Statement(sql["subscription"], at),
             ]
         position, owner, lease_until = found.rows[0]
+        if owner is not None and owner.startswith(MOVED):
+            raise MovedToKafka(self._name)
         if owner is not None and lease_until > wall_clock() and not leases.is_gone(owner):
             return None
         # Only from what was just read: of two members one wins, and the position is the newest.

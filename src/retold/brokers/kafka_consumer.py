@@ -26,6 +26,7 @@ from retold.brokers.kafka_held import Held
 from retold.brokers.kafka_places import committed_as, place
 from retold.brokers.kafka_records import Records
 from retold.brokers.kafka_starts import Starts
+from retold.brokers.moving import Cut, cut_of, place_parked
 from retold.brokers.polling import Start
 from retold.brokers.published import topic_name
 from retold.errors import AssignmentLost, PositionGone
@@ -41,6 +42,7 @@ from confluent_kafka import (
     KafkaError,
     KafkaException,
     TopicPartition,
+    murmur2,
 )
 
 PATIENCE_S = 10.0
@@ -88,6 +90,7 @@ class KafkaConsumer:
         for entity_type in sorted(topics):
             entity_types.setdefault(topic_of(entity_type), []).append(entity_type)
         self._topics = sorted(entity_types)
+        self._topic_of = topic_of
         self._records = Records(entity_types, event_types)
         self._start: Start = start
         self._patience_s = patience
@@ -119,6 +122,8 @@ class KafkaConsumer:
         self._closed = threading.Event()
         self._cluster = Cluster(bootstrap, settings, patience, self._closed)
         self._starts = Starts(self._cluster, start, patience)
+        self._driver = driver
+        self._cut: Cut | None = None
         self._claims = Claims(driver, name)
         self._held = Held()
         # Guards the shares and what follows, and tells of their changes.
@@ -227,11 +232,14 @@ class KafkaConsumer:
         failure: BaseException | None = None
         client: Consumer | None = None
         try:
+            self._cut = cut_of(self._driver, self._name)
+            start = self._start if self._cut is None else "beginning"
+            self._starts = Starts(self._cluster, start, self._patience_s)
             known = self._cluster.partitions(self._topics, self._cluster.patience())
             client = self._cluster.member(
                 self._own_settings | {"on_commit": self._commits.answered}
             )
-            if self._start == "now":
+            if start == "now":
                 self._starts.begin_now(client, known)
             client.subscribe(
                 self._topics,
@@ -306,23 +314,34 @@ class KafkaConsumer:
         return not self._held.is_fuller_than(1) or self._commits.waiting or self._closed.is_set()
 
     def _take_in(self, *records: Any) -> None:
+        found = [(record, self._messages(record)) for record in records if self._counts(record)]
+        if self._cut is not None:
+            new = {id(one) for one in self._cut.new([one for _, own in found for one in own])}
+            found = [(record, [one for one in own if id(one) in new]) for record, own in found]
         with self._changed:
-            for record in records:
-                error = record.error()
-                topic, partition, offset = record.topic(), record.partition(), record.offset()
-                if error is not None and error.code() != KafkaError._PARTITION_EOF:
-                    self._hear(error, topic, partition)
-                    continue
-                number = self._held.number((topic, partition))
-                share = self._held.shares.get(number)
-                if share is None or place(offset) < share.read:
-                    continue
-                if error is not None:
-                    share.read = place(offset)
-                    continue
-                self._held.put(self._records.messages(record, number, share), share)
-                share.read = place(offset + 1)
+            for record, messages in found:
+                share = self._held.share_at((record.topic(), record.partition()))
+                behind = place(record.offset() + (record.error() is None))
+                if share is not None and behind > share.read:
+                    self._held.put(messages, share)
+                    share.read = behind
             self._changed.notify_all()
+
+    def _counts(self, record: Any) -> bool:
+        """Whether it is a record, or the end of a partition. Raises what ends this client."""
+        error = record.error()
+        if error is None or error.code() == KafkaError._PARTITION_EOF:
+            return True
+        self._hear(error, record.topic(), record.partition())
+        return False
+
+    def _messages(self, record: Any) -> Sequence[Message]:
+        """What is in a record that was not read yet."""
+        at = record.topic(), record.partition()
+        share = self._held.share_at(at)
+        if record.error() is not None or share is None or place(record.offset()) < share.read:
+            return ()
+        return self._records.messages(record, self._held.number(at), share)
 
     def _hear(self, error: KafkaError, topic: str | None, number: int | None) -> None:
         """What the client has to say instead of a record. Raises what ends this client."""
@@ -346,6 +365,8 @@ class KafkaConsumer:
         if not self._starts.confirm(client, shares):
             raise AssignmentLost(self._name)
         self._claims.take(read, shares)
+        if self._cut is not None:
+            self._place_parked({at: claim.number for at, claim in read.items()})
         with self._changed:
             for at in partitions:
                 self._missing.discard(at.topic)
@@ -361,6 +382,18 @@ class KafkaConsumer:
             client.incremental_assign(partitions)
         if partitions:
             _log.info("%s: %d partitions more", self._name, len(partitions))
+
+    def _place_parked(self, numbers: Mapping[Place, int]) -> None:
+        """Take over what was parked before the move, where the partitions are this member's."""
+        counts = self._cluster.partitions({topic for topic, _ in numbers}, self._cluster.patience())
+
+        def number_of(entity_type: str, entity_id: str) -> int | None:
+            topic = self._topic_of(entity_type)
+            if topic not in counts:
+                return None
+            return numbers.get((topic, murmur2(entity_id.encode(), counts[topic])))
+
+        self._driver.run(place_parked(self._driver.dialect.queries, self._name, number_of))
 
     def _on_revoke(self, client: Consumer, partitions: list[TopicPartition]) -> None:
         until = time.monotonic() + self._revoke_s

@@ -11,13 +11,13 @@ import sys
 from inspect import cleandoc
 from typing import TYPE_CHECKING
 
-from retold.cli import doctor, migrate, parked, relay, run, schema, verify
+from retold.cli import doctor, migrate, move, parked, relay, run, schema, verify
 from retold.errors import RetoldError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_COMMANDS = (migrate, run, parked, relay, verify, doctor, schema)
+_COMMANDS = (migrate, run, parked, move, relay, verify, doctor, schema)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
