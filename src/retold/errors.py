@@ -431,10 +431,36 @@ class NotCaughtUp(RetoldError, TimeoutError):
 
 
 @dataclass(eq=False)
+class MembersAtWork(RetoldError):
+    """{count} members of subscription {subscription!r} are at work on this database. Nothing was
+    changed. Stop them first; one that was killed on another machine is missed after 30 s."""
+
+    subscription: str
+    count: int
+
+
+@dataclass(eq=False)
+class NotMoved(RetoldError):
+    """Subscription {subscription!r} has handled events with this database as its broker, and Kafka
+    does not know which. Nothing was handled. Stop its members there and run: retold move
+    {subscription} --database URL"""
+
+    subscription: str
+
+
+@dataclass(eq=False)
+class MovedToKafka(RetoldError):
+    """Subscription {subscription!r} was moved to Kafka. Nothing was handled here. Say where Kafka
+    is: kafka=… of the store, or retold run --kafka HOST:PORT."""
+
+    subscription: str
+
+
+@dataclass(eq=False)
 class UnreadableRecord(RetoldError):
-    """Record {offset} in partition {partition} of topic {topic!r} holds no event: {reason}. The
-    subscription stopped before it, nothing was skipped. Find out who writes to this topic; to go
-    on behind the record, set the consumer group's offset while no member runs."""
+    """Record {offset} in partition {partition} of topic {topic!r} holds no event: {reason}. Nothing
+    was skipped. Find out who writes to this topic; where the record is parked, retold parked skip
+    goes on behind it."""
 
     topic: str
     partition: int

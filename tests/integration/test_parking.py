@@ -274,7 +274,7 @@ def test_a_member_that_lost_its_partition_cannot_park(url: str, store: EventStor
     sql, at = store.driver.dialect.queries, Queue("press", "test_lanes.Book", "ann")
     failed = Failure("no paper", "", 1)
 
-    def park(position: int) -> bool:
+    def park(position: int) -> str | None:
         partition = next(iter(member.held))
         statement = member.owned(partition)
         event = Event("1", "test_lanes.Noted", "{}", None)

@@ -182,18 +182,11 @@ class Consumer(Protocol):
         was polled, or nobody wants it."""
         ...
 
-    def owned(self, partition: int) -> Statement | None:
+    def owned(self, partition: int) -> Statement:
         """A statement that, in a transaction of the store's database, returns the position saved
         of a partition, and nothing where it is not this member's; until the transaction ends it
-        stays so.
-
-        None where the database does not know: then something else must keep a member that lost a
-        partition from parking what its successor handled.
+        stays so. A position saved later than the partition was assigned may be missing.
         """
-        ...
-
-    def named(self, partition: int) -> str:
-        """A partition as consumers of other topics of the same log name it too."""
         ...
 
     def poll(self, limit: int, timeout: float) -> Sequence[Message]:

@@ -33,6 +33,7 @@ def open_consumer(
         from retold.brokers.kafka_consumer import KafkaConsumer
 
         return KafkaConsumer(
+            driver,
             kafka.bootstrap,
             name,
             topics,

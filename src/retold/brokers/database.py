@@ -21,9 +21,10 @@ import msgspec
 
 from retold.brokers import leases
 from retold.brokers.base import Message, Places
+from retold.brokers.moving import MOVED
 from retold.brokers.polling import PollingConsumer, Start
 from retold.brokers.wants import Fence, Wants
-from retold.errors import AssignmentLost, RetoldError
+from retold.errors import AssignmentLost, MovedToKafka, RetoldError
 from retold.ids import id_since, wall_clock
 from retold.store.connections import BlockingDriver
 from retold.store.driver import Batch, Plan, Result, Statement
@@ -85,9 +86,6 @@ class DatabaseConsumer(PollingConsumer):
 
     def owned(self, partition: int) -> Statement:
         return Statement(self._sql["parked_owned"], (self._name, partition, self._owner or ""))
-
-    def named(self, partition: int) -> str:
-        return str(partition)
 
     def _look(self, limit: int) -> Sequence[Message]:
         if not (self.assigned or self._claim()):
@@ -204,6 +202,8 @@ class DatabaseConsumer(PollingConsumer):
                 Statement(sql["subscription"], at),
             ]
         position, owner, lease_until = found.rows[0]
+        if owner is not None and owner.startswith(MOVED):
+            raise MovedToKafka(self._name)
         if owner is not None and lease_until > wall_clock() and not leases.is_gone(owner):
             return None
         # Only from what was just read: of two members one wins, and the position is the newest.

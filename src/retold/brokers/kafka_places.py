@@ -16,6 +16,8 @@ from retold.store.generations import Pair
 _BITS = 16
 """A batch counts its events with 16 bits."""
 _NOTE = "retold:"
+UNBEGUN = "retold:unbegun"
+"""The note of an offset that says nothing but that a member was asked for."""
 
 
 def place(offset: int, handled: int = 0) -> int:
@@ -48,11 +50,6 @@ def _noted(note: str | None) -> tuple[int, int | None]:
     return int(handled), int(generation) if generation.isdecimal() else None
 
 
-def named(at: Place) -> str:
-    """A partition as it is written down."""
-    return f"{at[0]}/{at[1]}"
-
-
 def place_name(topic: str, number: int) -> str:
     """A partition for those who keep positions elsewhere. No topic has a slash in its name."""
     return f"{topic}/{number}"
@@ -60,26 +57,28 @@ def place_name(topic: str, number: int) -> str:
 
 @dataclass(slots=True)
 class Share:
-    """A partition that is this member's.
+    """A partition that is this member's, at a place.
 
     Positions: everything before `read` is read, before `handed` is handed out, before `saved` is
-    saved. buffered: the number of messages between handed and read. end: where the partition ended
-    when its end was last reached, an offset. since: events with smaller ids are left out, until the
-    first that has none. limit: nothing behind it may be saved, because a newer generation handles
-    what comes there. left_out: where events of each type that is not wanted were first and last met.
-    until: what is before it was handled by others; but of a name in `late`, only what is before the
-    place noted there.
+    saved. buffered: the number of messages between handed and read. since: events with smaller ids
+    are left out, until the first that has none. word: its claim. limit: nothing behind it may be
+    saved, because a newer generation handles what comes there. left_out: where events of each type
+    that is not wanted were first and last met. until: what is before it was handled by others; but
+    of a name in `late`, only what is before the place noted there. committed: what the group had,
+    an offset and its note.
     """
 
+    place: Place
     saved: int
     read: int
     handed: int
     since: str = ""
     buffered: int = 0
-    end: int = -1
+    word: str = ""
     limit: int | None = None
     until: int = -1
     late: Mapping[Pair, int] = field(default_factory=dict[Pair, int])
+    committed: tuple[int, str] | None = None
     left_out: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
 
     def leave_out(self, event_type: str, at: int) -> None:

@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retold.brokers.base import Message
 from retold.brokers.kafka_places import Share, place
 from retold.brokers.published import events_in
+from retold.brokers.unreadable import UNREADABLE, Unreadable, made_up_id
 from retold.brokers.wants import Wants
-from retold.errors import RetoldError, UnreadableRecord
+from retold.errors import RetoldError
 from retold.store.generations import Pair
+
+_EVENT_ID = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}").fullmatch
 
 
 class Records:
-    """Knows which events a subscription wants, and which only a newer generation of it handles."""
+    """Knows which events a subscription wants, and which only a newer generation of it handles.
+
+    entity_types: of each topic.
+    """
 
     def __init__(
-        self, entity_types: Sequence[str], event_types: Sequence[str], wants: Wants | None = None
+        self,
+        entity_types: Mapping[str, Sequence[str]],
+        event_types: Sequence[str],
+        wants: Wants | None = None,
     ) -> None:
+        self._of_topic = entity_types
         self._wants = wants
         self.others: frozenset[Pair] = frozenset() if wants is None else wants.others
-        pairs = {(entity_type, kind) for entity_type in entity_types for kind in event_types}
+        own = (entity_type for some in entity_types.values() for entity_type in some)
+        pairs = {(entity_type, kind) for entity_type in own for kind in event_types}
         self._own = pairs if wants is None else wants.own
         self._type_headers = frozenset(kind.encode() for kind in event_types)
 
     def messages(
         self, record: Any, partition: int, share: Share
-    ) -> Iterable[Message | RetoldError]:
-        """What a record holds for this subscription, but for what is handled already."""
+    ) -> Sequence[Message | RetoldError]:
+        """What a record holds for this subscription, but for what is handled already.
+
+        partition: its number. A record that is no event, or is one no more, is a message, too.
+        """
         offset, value = record.offset(), record.value() or b""
         for name, text in record.headers() or ():
             if name == "type" and text not in self._type_headers:
@@ -39,10 +54,9 @@ class Records:
                 return ()
         try:
             events = events_in(value)
-        except ValueError as error:
-            # It is never passed over: nothing behind it is handed out.
-            return [UnreadableRecord(record.topic(), record.partition(), offset, str(error))]
-        found: list[Message] = []
+        except ValueError:
+            return [self._unreadable(record, partition)]
+        found: list[Message | RetoldError] = []
         for index, event in enumerate(events, 1):
             position = place(offset, index) if index < len(events) else place(offset + 1)
             pair = event.entityType, event.eventType
@@ -70,3 +84,27 @@ class Records:
                     )
                 )
         return found
+
+    def _unreadable(self, record: Any, partition: int) -> Message:
+        """In the queue of the entity that the key names, under the event id that a header names:
+        our relay writes both."""
+        headers = [(name, text or b"") for name, text in record.headers() or ()]
+        id = dict(headers).get("id", b"").decode("ascii", "replace")
+        whole = Unreadable.of(
+            record.topic(),
+            record.partition(),
+            record.offset(),
+            record.key(),
+            record.value(),
+            headers,
+        )
+        return Message(
+            self._of_topic[record.topic()][0],
+            whole.entity_id,
+            id if _EVENT_ID(id) else made_up_id(partition, record.offset()),
+            UNREADABLE,
+            whole.text(),
+            None,
+            partition,
+            place(record.offset() + 1),
+        )

@@ -9,9 +9,9 @@ from retold.brokers.base import Places
 from retold.brokers.kafka_cluster import Cluster, Place, admin_api
 from retold.brokers.kafka_missed import count_missed
 from retold.brokers.kafka_places import (
+    UNBEGUN,
     Share,
     committed_as,
-    named,
     place,
     place_name,
     read_committed,
@@ -61,7 +61,9 @@ class Starts:
             names = {place_name(at.topic, at.partition): at for at in partitions}
             claimed = self._places.claim(list(names))
             return {
-                (at.topic, at.partition): Share(claimed[name], claimed[name], claimed[name])
+                (at.topic, at.partition): Share(
+                    (at.topic, at.partition), claimed[name], claimed[name], claimed[name]
+                )
                 for name, at in names.items()
             }
         shares: dict[Place, Share] = {}
@@ -69,14 +71,14 @@ class Starts:
         for at in client.committed(partitions, timeout=self._patience_s) if partitions else ():
             if at.error is not None:
                 raise KafkaException(at.error)
-            if at.offset >= 0:
+            if _has_begun(at):
                 shares[at.topic, at.partition] = self._go_on(at)
             else:
                 new.append((at.topic, at.partition))
         if new and isinstance(self._start, datetime):
             return shares | self._begin_at(client, new, self._start)
         # Also for "now": at its beginning this subscription committed what there was.
-        return shares | {at: Share(-1, -1, -1) for at in new}
+        return shares | {at: Share(at, -1, -1, -1) for at in new}
 
     def settle(self, client: Consumer, known: Mapping[str, int]) -> None:
         """Before this member joins: settle where a new subscription begins, and up to where events
@@ -92,9 +94,9 @@ class Starts:
         if any(row.up_to is None for row in wants.missed()):
             wants.measured(
                 {
-                    named((at.topic, at.partition)): read_committed(at.offset, at.metadata)
+                    place_name(at.topic, at.partition): read_committed(at.offset, at.metadata)
                     for at in self._committed(client, known)
-                    if at.offset >= 0
+                    if _has_begun(at)
                 }
             )
         for row in wants.missed():
@@ -115,14 +117,15 @@ class Starts:
             for row in self._wants.cuts(generation):
                 cut = saved
                 if row.up_to is not None:
-                    cut = row.up_to.get(named((at.topic, at.partition)), -1)
+                    cut = row.up_to.get(place_name(at.topic, at.partition), -1)
                 if cut < saved:
                     late[row.pair] = cut
+        where, committed = (at.topic, at.partition), (at.offset, at.metadata or "")
         if not late:
-            return Share(saved, at_offset, saved, until=saved)
+            return Share(where, saved, at_offset, saved, until=saved, committed=committed)
         begin = min(late.values())
         read = begin if begin < 0 else place(committed_as(begin)[0])
-        return Share(begin, read, begin, until=saved, late=late)
+        return Share(where, begin, read, begin, until=saved, late=late, committed=committed)
 
     def _begin_at(
         self, client: Consumer, places: Sequence[Place], start: datetime
@@ -133,14 +136,37 @@ class Starts:
         wanted = [TopicPartition(*at, moment) for at in places]
         shares: dict[Place, Share] = {}
         for at in client.offsets_for_times(wanted, timeout=self._patience_s):
-            begin = place(at.offset if at.offset >= 0 else ends[at.topic, at.partition])
-            shares[at.topic, at.partition] = Share(-1, begin, -1, id_since(start))
+            where = at.topic, at.partition
+            begin = place(at.offset if at.offset >= 0 else ends[where])
+            shares[where] = Share(where, -1, begin, -1, id_since(start))
         return shares
+
+    def confirm(self, client: Consumer, shares: Mapping[Place, Share]) -> bool:
+        """Whether this member is one of the group's still, at some moment of this call.
+
+        Asked by a commit that changes nothing: only of a member is one taken.
+        """
+        if not shares:
+            return True
+        share = max(shares.values(), key=lambda one: one.saved)
+        if share.committed is not None:
+            offset, note = share.committed
+        elif share.saved >= 0:
+            offset, note = committed_as(share.saved)
+        else:
+            offset, note = max(0, committed_as(share.read)[0]), UNBEGUN
+        try:
+            client.commit(offsets=[TopicPartition(*share.place, offset, note)], asynchronous=False)
+        except KafkaException as error:
+            if error.args[0].code() in LOST:
+                return False
+            raise
+        return True
 
     def begin_now(self, client: Consumer, known: Mapping[str, int]) -> None:
         """Commit the ends of what there is, unless this subscription began before."""
         places = [(topic, number) for topic, count in known.items() for number in range(count)]
-        if not places or any(at.offset >= 0 for at in self._committed(client, known)):
+        if not places or any(_has_begun(at) for at in self._committed(client, known)):
             return
         ends = self._cluster.offsets(
             places, admin_api.OffsetSpec.latest(), IsolationLevel.READ_COMMITTED
@@ -155,3 +181,8 @@ class Starts:
             # Another member has joined meanwhile, and has done the same.
             if error.args[0].code() not in LOST:
                 raise
+
+
+def _has_begun(at: TopicPartition) -> bool:
+    """Whether the group has a position of ours, or of Java's, for the partition."""
+    return at.offset >= 0 and at.metadata != UNBEGUN

@@ -106,9 +106,6 @@ class NumberedConsumer(PollingConsumer):
     def owned(self, partition: int) -> Statement:
         return Statement(self._sql["parked_owned"], (self._name, partition, self._me))
 
-    def named(self, partition: int) -> str:
-        return str(partition)
-
     def _many(self, values: Iterable[object]) -> object:
         """The one parameter that stands for several values."""
         return list(values) if self._driver.dialect.name == "postgres" else tuple(values)

@@ -13,8 +13,10 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from retold.brokers.leases import is_gone, tells_machines_apart
+from retold.brokers.moving import MOVED
 from retold.brokers.numbered_log import Row, log_state, start_position
 from retold.brokers.polling import Start
+from retold.errors import MovedToKafka
 from retold.store.driver import Plan, Result, Statement
 
 
@@ -44,7 +46,7 @@ def take_share(
 ) -> Plan[Share]:
     """Join, give up what is too much but not what is in hand, claim what is missing.
 
-    Raises LogMissing.
+    Raises LogMissing, MovedToKafka.
     """
     at = (name,)
     partitions = (yield from log_state(sql)).partitions
@@ -56,6 +58,8 @@ def take_share(
         begin = yield from start_position(sql, start)
         yield [Statement(sql["share_begin"], (name, n, begin)) for n in range(partitions)]
         shares, clock, members = yield reads
+    if any(owner is not None and owner.startswith(MOVED) for _, _, owner in shares.rows):
+        raise MovedToKafka(name)
     alive = yield from _alive(sql, name, me, clock.rows[0][0], members)
     if me not in {member for member, _ in members.rows}:
         yield [Statement(sql["member_join"], (name, me, lease_ms))]

@@ -21,6 +21,7 @@ from retold.cli import (
     export,
     imports,
     migrate,
+    move,
     parked,
     projections,
     relay,
@@ -41,7 +42,7 @@ _PURPOSES = {
     "Run": (run, relay),
     "Look": (status, events, show, verify),
     "Mend": (subscriptions, parked, projections),
-    "Move": (export, imports),
+    "Move": (export, imports, move),
 }
 _ERROR, _FAULT, _INTERRUPTED, _PIPE_CLOSED = 2, 70, 130, 141
 

@@ -56,7 +56,7 @@ class Passed:
     def held(self) -> Collection[int]:
         return self._inner.held
 
-    def owned(self, partition: int) -> Statement | None:
+    def owned(self, partition: int) -> Statement:
         return self._inner.owned(partition)
 
     def place(self, partition: int) -> str:
@@ -64,9 +64,6 @@ class Passed:
 
     def reached(self) -> Mapping[int, int]:
         return self._inner.reached()
-
-    def named(self, partition: int) -> str:
-        return self._inner.named(partition)
 
     def poll(self, limit: int, timeout: float) -> Sequence[Message]:
         while found := self._inner.poll(limit, timeout):
@@ -79,7 +76,7 @@ class Passed:
         row = self._missed.get((message.topic, message.event_type))
         if row is None or row.up_to is None:
             return False
-        place = self.named(message.partition)
+        place = self.place(message.partition)
         behind = -1 if row.behind is None else row.behind.get(place, -1)
         return behind < message.position <= row.up_to.get(place, -1)
 
@@ -147,7 +144,7 @@ def backfill(
         consumer = Passed(inner, missed, told)
         try:
             _drain(store, name, own, routes, consumer, stop, loop)
-            if stop.is_set() or not places <= {consumer.named(n) for n in consumer.held}:
+            if stop.is_set() or not places <= {consumer.place(n) for n in consumer.held}:
                 return False
             store.driver.run(generations.backfilled(store.driver.dialect.queries, name, event_type))
             return True
