@@ -22,7 +22,7 @@ from retold.errors import OutcomeUnknown, RetoldError
 from tests.conformance.raw import rows
 from tests.relay.chaos import LOST_THE_LOCK
 from tests.relay.comparison import compare
-from tests.relay.processes import PATIENCE_S, Command, Relay, verify
+from tests.relay.processes import PATIENCE_S, Command, Relay, eventually, verify
 from tests.rig import Private
 
 SESSION_S = 2.0
@@ -84,11 +84,61 @@ class Customers(threading.Thread):
             raise self.failure
 
 
+class Member(Command):
+    """`retold run`, for the bank."""
+
+    def __init__(self, url: str, kafka: str, subscription: str, log: Path) -> None:
+        environment = QUICK if kafka else None
+        options = (subscription, "--log-format", "text")
+        super().__init__("run", url, kafka, *options, log=log, environment=environment)
+        self._starts = 0
+
+    def start(self) -> None:
+        super().start()
+        self._starts += 1
+
+    def stop(self) -> None:
+        """Tell it to, once it has begun to listen."""
+        eventually(lambda: self.output.count("INFO    running") == self._starts or not self.runs())
+        code = self.terminate()
+        assert code == 0, f"told to stop, it ended with {code}: {self.last_words()}"
+
+
+class Operator(threading.Thread):
+    """Has everything tried again that is parked, all the time."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(daemon=True)
+        self._url = url
+        self._end = threading.Event()
+        self.retried = 0
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            with EventStore(self._url) as store:
+                while not self._end.wait(0.1):
+                    try:
+                        self.retried += store.parked().retry("transfers")
+                    except RetoldError as error:
+                        if not (error.retriable or isinstance(error, OutcomeUnknown)):
+                            raise
+        except BaseException as error:
+            self.failure = error
+
+    def stop(self) -> None:
+        self._end.set()
+        self.join()
+        if self.failure is not None:
+            raise self.failure
+
+
 class Chaos:
     """Members of the bank's subscription, without end killed, stopped, frozen and added.
 
     kafka: where they consume from, with a relay that is killed too; from the database without.
-    servers: what is killed and started again. subscription: as `retold run` takes it.
+    servers: what is killed and started again. flaky: handlers fail, what they fail at is parked, and
+    an operator has it tried again.
     """
 
     def __init__(
@@ -100,11 +150,16 @@ class Chaos:
         stack: ExitStack,
         *,
         servers: Sequence[Private] = (),
-        subscription: str = "examples.bank.transfers:transfers",
+        flaky: bool = False,
     ) -> None:
         self._url, self._kafka, self._folder, self._dice = url, kafka, folder, dice
         self._stack = stack
-        self._subscription = subscription
+        self._subscription = "examples.bank.transfers:transfers"
+        self._operator: Operator | None = None
+        if flaky:
+            self._subscription = "tests.consuming.flaky:transfers"
+            self._operator = Operator(url)
+            stack.callback(self._operator.stop)
         self._thaws: list[threading.Timer] = []
         self._count = 0
         self.happened = dict[str, int]()
@@ -112,12 +167,14 @@ class Chaos:
             store.migrate(subscriptions=not kafka)
             accounts = open_accounts(store, _ACCOUNTS)
         self._paid_in = 1000 * (_ACCOUNTS - _ACCOUNTS // 20)
+        if self._operator is not None:
+            self._operator.start()
         self.relay: Relay | None = None
         if kafka:
             self.relay = Relay(url, kafka, log=folder / "relay.log")
             stack.callback(self.relay.close)
             self.relay.start()
-        self.members = list[Command]()
+        self.members = list[Member]()
         for _ in range(3):
             self._add()
         self.customers = Customers(url, accounts, random.Random(dice.getrandbits(32)))
@@ -161,6 +218,8 @@ class Chaos:
 
     def check(self) -> None:
         """Whoever was not told to end goes on."""
+        for server in self._servers:
+            server.check()
         for member in self.members:
             if member.code() != ERROR or not self._servers:
                 member.check()
@@ -176,21 +235,13 @@ class Chaos:
         if len(self.members) == _MOST_MEMBERS:
             return
         self._count += 1
-        member = Command(
-            "run",
-            self._url,
-            self._kafka,
-            self._subscription,
-            "--log-format",
-            "text",
-            log=self._folder / f"member-{self._count}.log",
-            environment=QUICK if self._kafka else None,
-        )
+        log = self._folder / f"member-{self._count}.log"
+        member = Member(self._url, self._kafka, self._subscription, log)
         self._stack.callback(member.close)
         self.members.append(member)
         member.start()
 
-    def _leave(self) -> Command:
+    def _leave(self) -> Member:
         return self.members.pop(self._dice.randrange(len(self.members)))
 
     def _kill(self) -> None:
@@ -198,9 +249,7 @@ class Chaos:
         self._refill()
 
     def _stop(self) -> None:
-        member = self._leave()
-        code = member.terminate()
-        assert code == 0 or not member.output, f"it ended with {code}: {member.last_words()}"
+        self._leave().stop()
         self._refill()
 
     def _refill(self) -> None:
@@ -248,7 +297,8 @@ class Chaos:
             if self.customers.ended > ended:
                 ended, until = self.customers.ended, time.monotonic() + PATIENCE_S
             assert time.monotonic() < until, f"{wanted - ended} transfers stay open"
-        print(f"{wanted} transfers; {self.happened}")
+        retried = self._empty_the_queues()
+        print(f"{wanted} transfers; {self.happened}; {retried} times tried again")
         problems = [problem for claim in audit(self._url) for problem in claim.problems]
         assert problems == []
         self._see_that_nothing_is_lost()
@@ -259,7 +309,15 @@ class Chaos:
             assert not wrong, str(wrong)
             assert self.relay.terminate() == 0
         for member in self.members:
-            assert member.terminate() == 0, member.last_words()
+            member.stop()
+
+    def _empty_the_queues(self) -> int:
+        if self._operator is None:
+            return 0
+        # What failed behind its change is parked while the transfer goes on.
+        eventually(lambda: rows(self._url, "SELECT count(*) FROM parked") == [(0,)])
+        self._operator.stop()
+        return self._operator.retried
 
     def _see_that_nothing_is_lost(self) -> None:
         ids = {

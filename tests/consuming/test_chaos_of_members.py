@@ -82,23 +82,55 @@ def test_on_kafka_servers_that_end_at_any_moment_do_no_harm(
         chaos.settle()
 
 
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("kind", ["mysql8", "postgres18"])
+def test_on_kafka_what_is_parked_and_tried_again_meanwhile_keeps_its_place(
+    url: str, kind: str, broker: Kafka, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        chaos = Chaos(url, broker.url, tmp_path, new_dice(), stack, flaky=True)
+        chaos.blow(SHORT_S / 2)
+        chaos.settle()
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("kind", ["mysql8", "postgres18"])
+def test_on_a_database_what_is_parked_and_tried_again_meanwhile_keeps_its_place(
+    url: str, kind: str, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        chaos = Chaos(url, "", tmp_path, new_dice(), stack, flaky=True)
+        chaos.blow(SHORT_S / 2, pause=0.7)
+        chaos.settle()
+
+
+# --- for RETOLD_SOAK_S seconds, 180 without -------------------------------------------------------
+
+flaky = pytest.mark.parametrize("flaky", [False, True], ids=["sound", "flaky"])
+
+
 @pytest.mark.soak
+@flaky
 @pytest.mark.parametrize("kind", ["mysql8", "mariadb", "postgres18"])
 def test_on_kafka_for_long(
-    own_url: str, kind: str, server: Private, broker: Kafka, tmp_path: Path
+    own_url: str, kind: str, server: Private, broker: Kafka, tmp_path: Path, flaky: bool
 ) -> None:
-    """For RETOLD_SOAK_S seconds, 180 without."""
+    servers = [server, broker]
     with ExitStack() as stack:
-        chaos = Chaos(own_url, broker.url, tmp_path, new_dice(), stack, servers=[server, broker])
+        chaos = Chaos(
+            own_url, broker.url, tmp_path, new_dice(), stack, servers=servers, flaky=flaky
+        )
         chaos.blow(_SOAK_S)
         chaos.settle()
 
 
 @pytest.mark.soak
+@flaky
 @pytest.mark.parametrize("kind", ["mysql8", "mariadb", "postgres18"])
-def test_on_a_database_for_long(own_url: str, kind: str, server: Private, tmp_path: Path) -> None:
-    """For RETOLD_SOAK_S seconds, 180 without."""
+def test_on_a_database_for_long(
+    own_url: str, kind: str, server: Private, tmp_path: Path, flaky: bool
+) -> None:
     with ExitStack() as stack:
-        chaos = Chaos(own_url, "", tmp_path, new_dice(), stack, servers=[server])
+        chaos = Chaos(own_url, "", tmp_path, new_dice(), stack, servers=[server], flaky=flaky)
         chaos.blow(_SOAK_S)
         chaos.settle()

@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,9 +146,9 @@ class KafkaConsumer:
         return bool(self._shares)
 
     @property
-    def held(self) -> Collection[int]:
+    def held(self) -> Mapping[int, object]:
         with self._changed:
-            return tuple(self._shares)
+            return dict(self._shares)
 
     def owned(self, partition: int) -> None:
         """The group knows, and the store's database does not."""
