@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from examples.bank.audit import audit
@@ -55,7 +55,7 @@ class Customers(threading.Thread):
 
     def run(self) -> None:
         try:
-            with EventStore(self._url) as store:
+            with closing(EventStore(self._url)) as store:  # the database may be away
                 for order in orders(self._accounts, self._chance):
                     while len(self.requested) - self.ended >= _MOST_OPEN:
                         if self._end.wait(0.05):
@@ -116,7 +116,7 @@ class Operator(threading.Thread):
 
     def run(self) -> None:
         try:
-            with EventStore(self._url) as store:
+            with closing(EventStore(self._url)) as store:
                 while not self._end.wait(0.1):
                     try:
                         self.retried += store.parked().retry("transfers")
