@@ -190,7 +190,7 @@ class Chaos:
             self.events[self._kill_the_relay] = 2
         self._servers = servers
         if servers:
-            self.events[self._kill_a_server] = 4
+            self.events[self._kill_a_server] = 2
 
     # --- the storm --------------------------------------------------------------------------------
 

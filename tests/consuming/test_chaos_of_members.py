@@ -90,7 +90,7 @@ def on_kafka(
     with ExitStack() as stack:
         dice, servers = new_dice(), [server, broker]
         chaos = Chaos(url, broker.url, folder, dice, stack, servers=servers, flaky=flaky)
-        chaos.blow(seconds)
+        chaos.blow(seconds, pause=1.0)
         chaos.settle()
 
 
