@@ -26,20 +26,20 @@ KEYS = [f"key-{number}" for number in range(12)]
 BLOCKING = "blocking"
 
 
-class Noted(Event, name="test_parking_on_kafka.Noted"):
+class Noted(Event, name="test_queues_on_kafka.Noted"):
     number: int
 
 
-class AnyBook(Aggregate, name="test_parking_on_kafka.Book", ignores=(Noted,)):
+class AnyBook(Aggregate, name="test_queues_on_kafka.Book", ignores=(Noted,)):
     def note(self, number: int) -> None:
         self.emit(Noted(number))
 
 
-class Other(Event, name="test_parking_on_kafka.Other"):
+class Other(Event, name="test_queues_on_kafka.Other"):
     pass
 
 
-class AnyThing(Aggregate, name="test_parking_on_kafka.A", ignores=(Other,)):
+class AnyThing(Aggregate, name="test_queues_on_kafka.A", ignores=(Other,)):
     def change(self) -> None:
         self.emit(Other())
 
@@ -50,11 +50,11 @@ class Library:
     def __init__(self, url: str, kafka: str) -> None:
         run = secrets.token_hex(4)
 
-        class Book(AnyBook, name=f"test_parking_on_kafka.Book-{run}", ignores=(Noted,)):
+        class Book(AnyBook, name=f"test_queues_on_kafka.Book-{run}", ignores=(Noted,)):
             pass
 
         # Its topic comes before that of books.
-        class Thing(AnyThing, name=f"test_parking_on_kafka.A-{run}", ignores=(Other,)):
+        class Thing(AnyThing, name=f"test_queues_on_kafka.A-{run}", ignores=(Other,)):
             pass
 
         self.books: type[AnyBook] = Book
