@@ -293,6 +293,22 @@ def test_a_member_that_lost_its_partition_cannot_park(url: str, store: EventStor
 
 
 @pytest.mark.parametrize("kind", ["postgres18", "mysql8", "sqlite"])
+def test_what_was_to_wait_behind_a_queue_that_is_gone_is_handled(
+    url: str, store: EventStore
+) -> None:
+    press = Press(1)
+    with at_work(store, press.subscription):
+        book(store, "ann", 1)
+        wait_for(lambda: len(queue(store)) == 1)
+        rows(url, "DELETE FROM parked")
+        store.repository(Book).update("ann", Book.note, 2)
+        wait_for(lambda: press.of("ann") == [2])
+        wait_for(lambda: queue(store) == [])
+        store.repository(Book).update("ann", Book.note, 3)
+        wait_for(lambda: press.of("ann") == [2, 3])
+
+
+@pytest.mark.parametrize("kind", ["postgres18", "mysql8", "sqlite"])
 def test_a_partition_that_was_somebody_elses_for_a_while_is_held_anew(
     url: str, store: EventStore
 ) -> None:
