@@ -11,13 +11,19 @@ export PYTHONPATH := src:.
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup venv servers test check docs quick test-pythons bench soak format lock clean
+.PHONY: help demo demo-kafka setup venv servers test check docs quick test-pythons bench soak format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/demo ## run the example bank (needs python3 only)
 	@$(BIN)/python -m examples.bank
+
+DEMO_DATABASE ?= mysql
+
+demo-kafka: $(VENV)/demo-kafka ## the same with a database server, a relay and Kafka (DEMO_DATABASE=postgres)
+	@tests/rig/install.sh demo $(DEMO_DATABASE)
+	@$(BIN)/python -m examples.bank.servers $(DEMO_DATABASE)
 
 setup: venv servers ## all that a developer needs
 
@@ -80,6 +86,7 @@ lock: ## pin the development requirements again, with the newest versions (needs
 	@$(LOCK) --upgrade requirements-dev.in -o requirements-dev.txt
 	@$(LOCK) --upgrade requirements-demo.in -o requirements-demo.txt
 	@$(LOCK) --upgrade requirements-docs.in -o requirements-docs.txt
+	@$(LOCK) --upgrade requirements-demo-kafka.in -o requirements-demo-kafka.txt
 
 clean: ## delete what these targets made in this folder
 	@rm -rf .venv .venv-3.* .venv-docs .cache .*_cache .hypothesis .coverage* htmlcov build dist
@@ -92,9 +99,9 @@ $(BIN)/python:
 
 # The files pin all there is, so pip installs just that: left to resolve, it takes a dependency
 # with an extra (coverage[toml]) in its newest version, and stops because that has no hash.
-$(VENV)/demo: requirements-demo.txt | $(BIN)/python
-	@echo "== installing requirements-demo.txt"
-	@$(PIP) install --no-deps --require-hashes --only-binary :all: -r requirements-demo.txt
+$(VENV)/demo $(VENV)/demo-kafka: $(VENV)/%: requirements-%.txt | $(BIN)/python
+	@echo "== installing $<"
+	@$(PIP) install --no-deps --require-hashes --only-binary :all: -r $<
 	@touch $@
 
 $(VENV)/dev: requirements-dev.txt pyproject.toml | $(BIN)/python

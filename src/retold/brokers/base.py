@@ -44,7 +44,7 @@ A *consumer* hands the messages of some topics to one member of a subscription:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -169,8 +169,9 @@ class Consumer(Protocol):
         ...
 
     @property
-    def held(self) -> Collection[int]:
-        """The partitions that are assigned to this member."""
+    def held(self) -> Mapping[int, object]:
+        """The partitions that are assigned to this member, each with an object that stands for this
+        time: one that was lost and came back has another."""
         ...
 
     def place(self, partition: int) -> str:

@@ -14,7 +14,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import msgspec
@@ -75,8 +75,9 @@ class DatabaseConsumer(PollingConsumer):
         return self._owner is not None
 
     @property
-    def held(self) -> Collection[int]:
-        return (_PARTITION,) if self.assigned else ()
+    def held(self) -> Mapping[int, object]:
+        owner = self._owner
+        return {} if owner is None else {_PARTITION: owner}
 
     def place(self, partition: int) -> str:
         return str(partition)

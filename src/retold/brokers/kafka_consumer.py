@@ -15,7 +15,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from retold.brokers.base import Message, Places
@@ -153,9 +153,9 @@ class KafkaConsumer:
         return bool(self._held.shares)
 
     @property
-    def held(self) -> Collection[int]:
+    def held(self) -> Mapping[int, object]:
         with self._changed:
-            return tuple(self._held.shares)
+            return dict(self._held.shares)
 
     def owned(self, partition: int) -> Statement:
         with self._changed:

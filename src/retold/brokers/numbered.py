@@ -73,6 +73,7 @@ class NumberedConsumer(PollingConsumer):
         self._read: dict[int, int] = {}
         self._handed: dict[int, int] = {}
         self._saved: dict[int, int] = {}
+        self._times: dict[int, object] = {}
         # Partitions that others should have, and since when: nothing new of them is handed out.
         self._leaving: dict[int, float] = {}
         self._buffer: deque[Message] = deque()
@@ -93,8 +94,8 @@ class NumberedConsumer(PollingConsumer):
         return bool(self._read)
 
     @property
-    def held(self) -> Collection[int]:
-        return self._read.keys()
+    def held(self) -> Mapping[int, object]:
+        return {partition: self._times[partition] for partition in self._read}
 
     def place(self, partition: int) -> str:
         return str(partition)
@@ -258,13 +259,15 @@ class NumberedConsumer(PollingConsumer):
         share = self._driver.run(
             take_share(self._sql, self._name, self._me, self._lease_ms, self._start, in_hand)
         )
-        self._keep(share.held)
+        # What had to be claimed again was somebody else's meanwhile.
+        self._keep({n: at for n, at in share.held.items() if n not in share.claimed})
         self._leave(share.leaving, now)
         new = {n: at for n, at in share.held.items() if n not in self._read}
         if self._places is not None and new:
             new = self._seek(self._places, new)
         for partition, position in new.items():
             self._read[partition] = self._saved[partition] = position
+            self._times[partition] = object()
         self._members = share.members
         self._share_at = time.monotonic() + (_SHARE_S if share.fair else _STANDBY_S)
 
@@ -308,6 +311,7 @@ class NumberedConsumer(PollingConsumer):
         for partition in lost:
             for positions in (self._read, self._handed, self._saved):
                 positions.pop(partition, None)
+            self._times.pop(partition, None)
         if lost:
             self._buffer = deque(m for m in self._buffer if m.partition not in lost)
         if isinstance(held, Mapping):

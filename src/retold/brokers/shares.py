@@ -22,12 +22,13 @@ from retold.store.driver import Plan, Result, Statement
 
 class Share(NamedTuple):
     """held: partition → saved position. leaving: those that others should have, once nothing of
-    them is in hand. fair: it is what this member should have."""
+    them is in hand. fair: it is what this member should have. claimed: those that it got just now."""
 
     held: dict[int, int]
     leaving: frozenset[int]
     members: int
     fair: bool
+    claimed: frozenset[int]
 
 
 def quota(partitions: int, members: Sequence[str], me: str) -> int:
@@ -71,6 +72,7 @@ def take_share(
         yield [Statement(sql["share_release"], (name, n, me)) for n in released]
         for partition in released:
             del mine[partition]
+    claimed = set[int]()
     free = [row for row in shares.rows if row[2] != me and row[2] not in alive]
     wanted = _spread(free, sorted(alive).index(me) * fair)[: max(0, fair - len(mine))]
     if wanted:
@@ -80,10 +82,11 @@ def take_share(
             Statement(sql["share_claim"], (me, name, partition, position, owner))
             for partition, position, owner in wanted
         ]
-        for (partition, position, _), claimed in zip(wanted, claims, strict=True):
-            if claimed.rowcount == 1:
+        for (partition, position, _), result in zip(wanted, claims, strict=True):
+            if result.rowcount == 1:
                 mine[partition] = position
-    return Share(mine, leaving, len(alive), len(mine) == fair)
+                claimed.add(partition)
+    return Share(mine, leaving, len(alive), len(mine) == fair, frozenset(claimed))
 
 
 def _spread(free: list[Row], by: int) -> list[Row]:

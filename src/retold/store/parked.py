@@ -113,6 +113,9 @@ def park(
     _, found = yield [Statement(sql["park"], row), Statement(sql["parked_count"], queue)]
     if found.rows[0][0] > limit:
         raise ParkedQueueFull(*queue, limit)
+    if failure.error is None and found.rows[0][0] == 1:
+        # What it was to wait behind is gone: nothing else would have it tried.
+        yield [Statement(sql["parked_next"], (*queue, event.id))]
     yield [Statement(sql["commit"])]
     return event.id
 

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from retold.brokers.base import Consumer, Message
@@ -53,7 +53,7 @@ class Passed:
         return self._inner.assigned
 
     @property
-    def held(self) -> Collection[int]:
+    def held(self) -> Mapping[int, object]:
         return self._inner.held
 
     def owned(self, partition: int) -> Statement:
