@@ -11,7 +11,7 @@ import itertools
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from importlib import import_module, util
 from typing import Any
@@ -81,7 +81,7 @@ _read = msgspec.json.Decoder(Ordered).decode
 
 
 @contextmanager
-def _member(bootstrap: str, topic: str) -> Iterator[Consumer]:
+def _member(bootstrap: str, topic: str) -> Generator[Consumer]:
     consumer = Consumer(
         {
             "bootstrap.servers": bootstrap,
