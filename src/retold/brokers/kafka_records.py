@@ -7,7 +7,7 @@ from typing import Any
 
 from retold.brokers.base import Message
 from retold.brokers.kafka_places import Share, place
-from retold.brokers.published import events_in
+from retold.brokers.published import received_in
 from retold.errors import RetoldError, UnreadableRecord
 
 
@@ -24,12 +24,13 @@ class Records:
     ) -> Iterable[Message | RetoldError]:
         """What a record holds for this subscription, but for what is handled already."""
         offset, value = record.offset(), record.value() or b""
-        for name, text in record.headers() or ():
-            if name == "type" and text not in self._type_headers:
-                return ()
         try:
-            events = events_in(value)
+            events = received_in(value)
         except ValueError as error:
+            # Building the list of headers takes longer than reading an event, so they are asked last.
+            for name, text in record.headers() or ():
+                if name == "type" and text not in self._type_headers:
+                    return ()
             # It is never passed over: nothing behind it is handed out.
             return [UnreadableRecord(record.topic(), record.partition(), offset, str(error))]
         found: list[Message] = []

@@ -93,7 +93,7 @@ class Work:
         try:
             with CausedBy(recorded.id, recorded.metadata):
                 result = handler(Delivery(recorded, self.subscription, attempt, self.store))
-                if inspect.isawaitable(result):
+                if result is not None and inspect.isawaitable(result):
                     if inspect.iscoroutine(result):
                         result.close()
                     raise UsageError(

@@ -23,7 +23,7 @@ from retold.subscriptions.subscription import full_name_of, stored_names
 from retold.upcasting import upcast_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from retold.brokers.base import Message
     from retold.recorded import Recorded
@@ -219,7 +219,7 @@ class _Member:
     def close(self) -> None:
         self._consumer.close()
 
-    def _recorded(self, message: Message) -> Iterator[Recorded[Event]]:
+    def _recorded(self, message: Message) -> list[Recorded[Event]]:
         return read_row(
             self._store.codec,
             message.topic,
