@@ -192,7 +192,8 @@ class KafkaConsumer:
             self._bytes -= len(head.data)
             messages.append(head)
         if messages:
-            self._changed.notify_all()
+            if not self._is_half_full():  # to wake the reader for a few costs more than they do
+                self._changed.notify_all()
             return messages
         self._woken = False
         if self._failure is not None:
@@ -346,8 +347,9 @@ class KafkaConsumer:
         while not self._closed.is_set():
             self._wait_for_room(client)
             self._serve_commits(client)
-            # Nothing else wakes it, and who has something in hand may commit at any moment.
-            first = client.poll(_SHORT_S if self._in_hand(list(self._shares)) else _SLICE_S)
+            # Nothing else wakes it, and who has something in hand, or will at any moment, may commit.
+            hurry = self._buffer or self._in_hand(list(self._shares))
+            first = client.poll(_SHORT_S if hurry else _SLICE_S)
             if first is not None:
                 self._take_in(first, *client.consume(_AT_ONCE, 0))
             if time.monotonic() >= look:
@@ -359,7 +361,7 @@ class KafkaConsumer:
             if not self._paused:
                 full = not self._changed.wait_for(self._has_room, _FULL_S)
             else:
-                full = 2 * len(self._buffer) > _BUFFERED or 2 * self._bytes > _BUFFERED_BYTES
+                full = self._is_half_full()
             places = {self._place(partition) for partition in self._shares}
         if full and (more := places - self._paused):
             client.pause([TopicPartition(*place) for place in more])
@@ -367,6 +369,9 @@ class KafkaConsumer:
         elif not full and self._paused:
             client.resume([TopicPartition(*place) for place in places & self._paused])
             self._paused.clear()
+
+    def _is_half_full(self) -> bool:
+        return 2 * len(self._buffer) > _BUFFERED or 2 * self._bytes > _BUFFERED_BYTES
 
     def _has_room(self) -> bool:
         room = len(self._buffer) < _BUFFERED and self._bytes < _BUFFERED_BYTES

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import inspect
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -21,6 +22,8 @@ from retold.subscriptions.progress import Taken
 if TYPE_CHECKING:
     from retold.store.event_store import AsyncEventStore, EventStore
 
+REST_S = 0.1
+"""How long messages are handled without a look at anything else."""
 THREADS = 32
 """The most threads for plain handlers of one subscription, however many lanes it has."""
 
@@ -30,7 +33,8 @@ class Work:
 
     stop: set by those who want the subscription to end. ending: set once nothing may be begun.
     failure: the first error that stops the subscription. told: called when a lane has nothing to
-    do, and when `failure` is there.
+    do, and when `failure` is there. rested: called now and then between two messages that are
+    handled in the thread that puts them.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Work:
         self.ending = threading.Event()
         self.failure: BaseException | None = None
         self.told: Callable[[], None] = lambda: None
+        self.rested: Callable[[], None] = lambda: None
 
     @property
     def stopped(self) -> bool:
@@ -127,12 +132,20 @@ class Inline:
 
     def __init__(self, work: Work) -> None:
         self._work = work
+        self._rest_at = 0.0
 
     def put(self, messages: Sequence[Taken]) -> None:
         work = self._work
         for taken in messages:
-            if work.stopped or not work.handle(taken):
+            if work.stopped:
                 return
+            if not taken.hold.alive:  # it was lost at a rest
+                continue
+            if not work.handle(taken):
+                return
+            if (now := time.monotonic()) >= self._rest_at:
+                self._rest_at = now + REST_S
+                work.rested()
 
     def end(self, timeout: float) -> bool:
         return True
