@@ -351,7 +351,9 @@ class KafkaConsumer:
             hurry = self._buffer or self._in_hand(list(self._shares))
             first = client.poll(_SHORT_S if hurry else _SLICE_S)
             if first is not None:
-                self._take_in(first, *client.consume(_AT_ONCE, 0))
+                # It may be here for a commit alone, and then the buffer must not grow by it.
+                more = () if self._is_full() else client.consume(_AT_ONCE, 0)
+                self._take_in(first, *more)
             if time.monotonic() >= look:
                 look = time.monotonic() + _PASSED_S
                 self._save_passed(client, list(self._shares))
@@ -370,12 +372,14 @@ class KafkaConsumer:
             client.resume([TopicPartition(*place) for place in places & self._paused])
             self._paused.clear()
 
+    def _is_full(self) -> bool:
+        return len(self._buffer) >= _BUFFERED or self._bytes >= _BUFFERED_BYTES
+
     def _is_half_full(self) -> bool:
         return 2 * len(self._buffer) > _BUFFERED or 2 * self._bytes > _BUFFERED_BYTES
 
     def _has_room(self) -> bool:
-        room = len(self._buffer) < _BUFFERED and self._bytes < _BUFFERED_BYTES
-        return room or bool(self._commits) or self._closed.is_set()
+        return not self._is_full() or bool(self._commits) or self._closed.is_set()
 
     def _take_in(self, *records: Any) -> None:
         with self._changed:
