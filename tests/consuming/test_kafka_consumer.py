@@ -425,6 +425,19 @@ def test_a_handler_that_takes_nothing_fills_no_memory(
     assert amounts(taken) == list(range(3_000))
 
 
+def test_commits_while_the_buffer_is_full_do_not_fill_it_further(
+    topic: Topic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_held, "BUFFERED", 100)
+    for number in range(5_000):
+        topic.put(json.dumps(event("a", number)).encode())
+    topic.flush()
+    with closing(topic.member()) as consumer:
+        for _ in range(15):
+            consumer.commit(behind(take(consumer, 1, limit=1)))
+            assert len(consumer._held.buffer) <= 100 + 2 * kafka_consumer.AT_ONCE
+
+
 # --- the broker ----------------------------------------------------------------------------------
 
 

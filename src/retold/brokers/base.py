@@ -45,14 +45,14 @@ A *consumer* hands the messages of some topics to one member of a subscription:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+
+import msgspec
 
 from retold.store.driver import Statement
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True, gc=False):
     """One event as published: a row of the events table.
 
     topic: the entity type. key: the entity id. data, metadata: JSON text.

@@ -30,7 +30,7 @@ from retold.brokers.moving import Cut, cut_of, place_parked
 from retold.brokers.polling import Start
 from retold.brokers.published import topic_name
 from retold.brokers.wants import Wants
-from retold.errors import AssignmentLost, PositionGone, RetoldError
+from retold.errors import AssignmentLost, PositionGone
 from retold.store.connections import BlockingDriver
 from retold.store.driver import Statement
 
@@ -224,7 +224,9 @@ class KafkaConsumer:
 
     def _hand_out(self, limit: int) -> Sequence[Message]:
         if messages := self._held.hand_out(limit):
-            self._changed.notify_all()
+            # To wake the reader for a few costs more than they do.
+            if not self._held.is_fuller_than(0.5):
+                self._changed.notify_all()
             return messages
         self._woken = False
         if self._failure is not None:
@@ -331,11 +333,14 @@ class KafkaConsumer:
         while not self._closed.is_set():
             self._wait_for_room(client)
             self._commits.serve(client)
-            # Nothing else wakes it, and who has something in hand may commit at any moment.
-            hurry = self._commits.under_way or self._in_hand(list(self._held.shares))
+            # Nothing else wakes it, and who has something in hand, or will at any moment, may commit.
+            hurry = self._commits.under_way or bool(self._held.buffer)
+            hurry = hurry or self._in_hand(list(self._held.shares))
             first = client.poll(_SHORT_S if hurry else _SLICE_S)
             if first is not None:
-                self._take_in(first, *client.consume(AT_ONCE, 0))
+                # It may be here for a commit alone, and then the buffer must not grow by it.
+                more = () if self._held.is_fuller_than(1) else client.consume(AT_ONCE, 0)
+                self._take_in(first, *more)
             if time.monotonic() >= look:
                 look = time.monotonic() + _PASSED_S
                 self._save_passed(client, list(self._held.shares))
@@ -386,11 +391,7 @@ class KafkaConsumer:
         share = self._held.share_at(at)
         if record.error() is not None or share is None or place(record.offset()) < share.read:
             return ()
-        number = self._held.number(at)
-        return [
-            Stop(number, one) if isinstance(one, RetoldError) else one
-            for one in self._records.messages(record, number, share)
-        ]
+        return self._records.messages(record, self._held.number(at), share)
 
     def _hear(self, error: KafkaError, topic: str | None, number: int | None) -> None:
         """What the client has to say instead of a record. Raises what ends this client."""

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retold.brokers.base import Message
+from retold.brokers.kafka_held import Stop
 from retold.brokers.kafka_places import Share, place
-from retold.brokers.published import events_in
+from retold.brokers.published import received_in
 from retold.brokers.unreadable import UNREADABLE, Unreadable, made_up_id
 from retold.brokers.wants import Wants
-from retold.errors import RetoldError
 from retold.store.generations import Pair
 
 _EVENT_ID = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}").fullmatch
@@ -37,26 +37,25 @@ class Records:
         self._own = pairs if wants is None else wants.own
         self._type_headers = frozenset(kind.encode() for kind in event_types)
 
-    def messages(
-        self, record: Any, partition: int, share: Share
-    ) -> Sequence[Message | RetoldError]:
+    def messages(self, record: Any, partition: int, share: Share) -> Sequence[Message | Stop]:
         """What a record holds for this subscription, but for what is handled already.
 
         partition: its number. A record that is no event, or is one no more, is a message, too.
         """
         offset, value = record.offset(), record.value() or b""
-        for name, text in record.headers() or ():
-            if name == "type" and text not in self._type_headers:
-                event_type = text.decode("utf-8", "replace")
-                if any(event_type == other for _, other in self.others):
-                    break
-                share.leave_out(event_type, place(offset))
-                return ()
         try:
-            events = events_in(value)
+            events = received_in(value)
         except ValueError:
+            # Building the list of headers takes longer than reading an event, so they are asked last.
+            for name, text in record.headers() or ():
+                if name == "type" and text not in self._type_headers:
+                    event_type = (text or b"").decode("utf-8", "replace")
+                    if any(event_type == other for _, other in self.others):
+                        break
+                    share.leave_out(event_type, place(offset))
+                    return ()
             return [self._unreadable(record, partition)]
-        found: list[Message | RetoldError] = []
+        found: list[Message | Stop] = []
         for index, event in enumerate(events, 1):
             position = place(offset, index) if index < len(events) else place(offset + 1)
             pair = event.entityType, event.eventType
@@ -67,7 +66,7 @@ class Records:
             if new and pair in self.others and self._wants is not None:
                 # Nothing behind it is handed out.
                 share.stop_at(place(offset, index - 1))
-                return [*found, self._wants.outgrown()]
+                return [*found, Stop(partition, self._wants.outgrown())]
             if pair not in self._own:
                 share.leave_out(event.eventType, place(offset, index - 1))
             elif new:

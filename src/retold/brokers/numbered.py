@@ -28,7 +28,7 @@ from retold.store.driver import Statement
 
 _WINDOW = 500
 """How many positions are read at once."""
-_GAP_S = {"postgres": 0.008, "mysql": 0.02}
+_GAP_S = {"postgres": 0.012, "mysql": 0.04}
 """The least time between two looks, so that what writers do at once is numbered together: MySQL
 writes each numbering to the disk."""
 _IDLE_S = 0.04

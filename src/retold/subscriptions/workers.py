@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import inspect
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -22,6 +23,8 @@ from retold.subscriptions.progress import Taken
 if TYPE_CHECKING:
     from retold.store.event_store import AsyncEventStore, EventStore
 
+REST_S = 0.1
+"""How long messages are handled without a look at anything else."""
 THREADS = 32
 """The most threads for plain handlers of one subscription, however many lanes it has."""
 
@@ -31,7 +34,8 @@ class Work:
 
     stop: set by those who want the subscription to end. ending: set once nothing may be begun.
     failure: the first error that stops the subscription. told: called when a lane has nothing to
-    do, and when `failure` is there.
+    do, and when `failure` is there. rested: called now and then between two messages that are
+    handled in the thread that puts them.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Work:
         self.told: Callable[[], None] = lambda: None
         self.paused: Callable[[], bool] = lambda: False
         """Whether nothing may be begun for now."""
+        self.rested: Callable[[], None] = lambda: None
 
     @property
     def stopped(self) -> bool:
@@ -96,7 +101,7 @@ class Work:
         try:
             with CausedBy(recorded.id, recorded.metadata):
                 result = handler(Delivery(recorded, self.subscription, attempt, self.store))
-                if inspect.isawaitable(result):
+                if result is not None and inspect.isawaitable(result):
                     if inspect.iscoroutine(result):
                         result.close()
                     raise UsageError(
@@ -132,6 +137,7 @@ class Inline:
     def __init__(self, work: Work) -> None:
         self._work = work
         self._queue: deque[Taken] = deque()
+        self._rest_at = 0.0
 
     @property
     def idle(self) -> bool:
@@ -142,8 +148,13 @@ class Inline:
         queue.extend(messages)
         while queue and not work.stopped and not work.paused():
             taken = queue.popleft()
-            if taken.hold.alive and not work.handle(taken):
+            if not taken.hold.alive:  # it was lost at a rest
+                continue
+            if not work.handle(taken):
                 return
+            if (now := time.monotonic()) >= self._rest_at:
+                self._rest_at = now + REST_S
+                work.rested()
 
     def end(self, timeout: float) -> bool:
         return True

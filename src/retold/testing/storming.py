@@ -23,7 +23,7 @@ from retold.subscriptions.generations import handled, names
 from retold.subscriptions.subscription import full_name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from retold.brokers.base import Message
     from retold.recorded import Recorded
@@ -216,7 +216,7 @@ class _Member:
     def close(self) -> None:
         self._consumer.close()
 
-    def _recorded(self, message: Message) -> Iterator[Recorded[Event]]:
+    def _recorded(self, message: Message) -> list[Recorded[Event]]:
         return read_row(
             self._store.codec,
             message.topic,
