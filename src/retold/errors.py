@@ -419,7 +419,7 @@ class AssignmentLost(RetoldError):
 @dataclass(eq=False)
 class NotCaughtUp(RetoldError, TimeoutError):
     """Projection {projection!r} did not come to version {version} of {entity_type} {entity_id!r}
-    within {seconds:g} s. Check that a member of it runs, that it does not lag (retold projections
+    within {seconds} s. Check that a member of it runs, that it does not lag (retold projections
     list), and that no event of this entity is parked (retold parked list)."""
 
     retriable: ClassVar[bool] = True

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from retold import EventStore
+from retold.subscriptions.rebuilding import states
 from tests.at_work import at_work
 from tests.conformance.raw import rows
 from tests.consuming.publishing import QUICK
@@ -103,6 +104,26 @@ def test_a_failing_event_is_parked_and_comes_back_in_order(
         store.parked().retry(own.__entity_type__)
         store.drain(balances.projection)
         assert table(url) == folded(url)
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_it_is_rebuilt_from_the_topic_beside_the_members(
+    url: str, kafka: Kafka | GivenKafka
+) -> None:
+    own = own_account()
+    balances = Balances(url, own.__entity_type__, of=own)
+    with EventStore(url, kafka=kafka.url, kafka_settings=QUICK) as store, relay(url, kafka.url):
+        write(store, own, "ann", 1, 2)
+        eventually(lambda: size(kafka.url, own.__entity_type__) >= 3)
+        store.drain(balances.projection)
+        rows(url, "UPDATE balances SET balance = 77")
+        assert balances.projection.lag(store) == 0
+        with at_work(store, Balances(url, own.__entity_type__, of=own).projection):
+            assert balances.projection.rebuild(store)
+            write(store, own, "bob", 4)
+            eventually(lambda: table(url) == folded(url))
+        (state,) = states(store)
+        assert (state.generation, state.doing) == (1, "")
 
 
 def apply_on(url: str, kafka: str, entity_type: str, pipe: Connection) -> None:

@@ -275,18 +275,26 @@ def test_a_member_whose_place_was_claimed_meanwhile_changes_nothing(
 
 
 @KINDS
-def test_a_member_whose_place_was_claimed_joins_again_and_applies_once(
-    url: str, store: EventStore, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("taken", ["projections", "subscriptions"])
+def test_a_member_that_loses_its_place_or_its_lease_joins_again_and_applies_once(
+    url: str, store: EventStore, taken: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     balances = Balances(url)
     account(store, "ann", 1)
     store.drain(balances.projection)
+    lease = taken == "subscriptions" and url.startswith("sqlite")
     with at_work(store, balances.projection):
         for n in range(1, 4):
-            rows(url, "UPDATE projections SET owner = 'elsewhere' WHERE place <> ''")
+            rows(
+                url,
+                f"UPDATE {taken} SET owner = 'elsewhere'"
+                + (", lease_until = 0" if lease else "")
+                + (" WHERE place <> ''" if taken == "projections" else ""),
+            )
             store.repository(Account).update("ann", Account.pay, n, n + 1)
             wait_for(lambda: table(url) == folded(url))
-    assert "took over" in caplog.text
+    if taken == "projections":
+        assert "took over" in caplog.text
 
 
 def apply_slowly(url: str, pipe: Connection) -> None:

@@ -104,8 +104,8 @@ class _Joined:
         session = self._session
         try:
             connection = session if isinstance(session, Connection) else session.connection()
-            if batch[0].sql == ACT:
-                return self._act(connection, batch[0].params[0])
+            if batch and batch[0][0] == ACT:
+                return self._act(connection, batch[0][1][0])
             if _must_begin(connection, connection.connection):
                 batch = [_BEGIN, *batch]
                 return self._execute(connection, batch)[1:]
@@ -145,7 +145,7 @@ class _JoinedAsync:
 
     async def execute(self, batch: Batch) -> Sequence[Result]:
         session = self._session
-        if batch[0].sql == ACT:
+        if batch and batch[0][0] == ACT:
             raise UsageError(
                 "an inline projection writes through a blocking connection, and this one is async"
             )

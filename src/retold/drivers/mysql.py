@@ -250,8 +250,8 @@ class JoinedMySQL:
         try:
             self._check()
             cursor = self._raw.cursor(self._plain_cursor)
-            if batch[0].sql == ACT:
-                return _act(cursor, batch[0].params[0])
+            if batch and batch[0][0] == ACT:
+                return _act(cursor, batch[0][1][0])
             for sql, params in batch:
                 cursor.execute(sql, params or None)
                 results.append(Result(cursor.fetchall(), cursor.rowcount))

@@ -295,8 +295,8 @@ class JoinedPostgres:
         _check_joinable(self._raw)
         results: list[Result] = []
         try:
-            if batch[0].sql == ACT:
-                return _act(self._raw, batch[0].params[0])
+            if batch and batch[0][0] == ACT:
+                return _act(self._raw, batch[0][1][0])
             # not the user's kind of cursor, which may want other placeholders
             with psycopg.Cursor(self._raw, row_factory=tuple_row) as cursor:
                 for sql, params in batch:
@@ -344,7 +344,7 @@ def _act(raw: psycopg.Connection[Any], work: Any) -> Sequence[Result]:
 
 
 def _check_no_act(batch: Batch) -> None:
-    if batch[0].sql == ACT:
+    if batch and batch[0][0] == ACT:
         raise UsageError(
             "an inline projection writes through a blocking connection, and this one is async"
         )

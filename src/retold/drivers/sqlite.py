@@ -104,8 +104,8 @@ class SqliteConnection:
             raise
 
     def execute(self, batch: Batch) -> Sequence[Result]:
-        if batch[0].sql == ACT:
-            return _act(self._raw, batch[0].params[0], self._path)
+        if batch and batch[0][0] == ACT:
+            return _act(self._raw, batch[0][1][0], self._path)
         return [self._execute(sql, params) for sql, params in batch]
 
     def _execute(self, sql: str, params: Sequence[object] = ()) -> Result:
@@ -214,8 +214,8 @@ class JoinedSqlite:
 
     def execute(self, batch: Batch) -> Sequence[Result]:
         self._begin()
-        if batch[0].sql == ACT:
-            return _act(self._raw, batch[0].params[0], "the connection")
+        if batch and batch[0][0] == ACT:
+            return _act(self._raw, batch[0][1][0], "the connection")
         text_factory, self._raw.text_factory = self._raw.text_factory, str
         try:
             results: list[Result] = []

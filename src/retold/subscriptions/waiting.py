@@ -7,6 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from retold.aggregates import Aggregate
 from retold.entity import Entity
 from retold.errors import NotCaughtUp, UsageError
 from retold.store.projections import last_wanted, saw
@@ -62,4 +63,5 @@ def _entity(projection: Projection, changed: Entity[Any]) -> tuple[str, str]:
             f"wait_for needs Projection({projection.name!r}, track_versions=True): without it nobody "
             "knows which entities it has come to"
         )
-    return type(changed.state).__entity_type__, changed.id
+    state: Aggregate = changed.state
+    return type(state).__entity_type__, changed.id
