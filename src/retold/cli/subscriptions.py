@@ -177,8 +177,12 @@ def _backfill(store: EventStore, chosen: argparse.Namespace, settings: Settings)
         handled += count
 
     stop = threading.Event()
+
+    def stop_now(number: int, frame: object) -> None:
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, stop_now)
     try:
         whole = _run_backfill(store, subscription, chosen.event, stop, told)
     except (HandlerFailed, UnknownEvent, UnreadableEvent, UnreadableRecord) as failed:
