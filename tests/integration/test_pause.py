@@ -17,6 +17,7 @@ from tests.at_work import at_work
 from tests.integration.test_generations import (
     BROKERS,
     DATABASES,
+    KAFKA,
     SQLITE,
     AnyReceipt,
     Noted,
@@ -149,6 +150,7 @@ def test_the_commands_pause_resume_and_list(
     (found,) = json.loads(capsys.readouterr().out)
     assert found["paused_at"] is None
     assert found["lag"] == (None if kind == "kafka" else 2)
+    assert found["members"] == []
     assert main(["subscriptions", "pause", "nobody", *at]) == 2
     assert "has ever started" in capsys.readouterr().err
 
@@ -177,3 +179,23 @@ def test_the_list_knows_who_works_what(world: World) -> None:
     with at_work(world.store, world.one()):
         wait_for(lambda: len(world.listed.members) == 1)
     assert world.listed.members == frozenset()
+
+
+@KAFKA
+def test_the_list_knows_positions_and_members_in_kafka(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = ["--database", world.url, "--kafka", world.options.get("kafka", "")]
+    with at_work(world.store, world.one()):
+        world.have_receipts(world.note(1))
+        assert main(["subscriptions", "list", *at]) == 0
+        assert "1 members with 4 partitions" in capsys.readouterr().out
+    before = lag(at, capsys)
+    world.note(2, 3)
+    wait_for(lambda: lag(at, capsys) >= before + 2)
+
+
+def lag(at: list[str], capsys: pytest.CaptureFixture[str]) -> int:
+    assert main(["subscriptions", "list", "--json", *at]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    return int(found["lag"])
