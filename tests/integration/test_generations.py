@@ -278,6 +278,27 @@ def test_after_the_newer_one_is_withdrawn_an_operator_lets_the_older_one_go_on(
     assert len(world.receipts()) == 2
 
 
+@BROKERS
+def test_a_new_entity_type_is_handled_beside_an_older_member(world: World) -> None:
+    """On Kafka its topic is read from the beginning, on databases behind the position saved."""
+    receipt, seen = world.app.receipt, list[str]()
+    newer = world.one()
+
+    @newer.on(Written, of=receipt)
+    def note(delivery: Delivery[Written]) -> None:
+        seen.append(delivery.event.event_id)
+
+    with at_work(world.store, world.one()):
+        first = world.note(1)
+        world.have_receipts(first)
+        with at_work(world.other, newer):
+            wait_for(world.is_grown)
+            second = world.note(2)
+            wait_for(lambda: second[0] in seen)
+    assert set(first) < set(seen)
+    assert [row.events for row in world.listed.missed] == [0]
+
+
 @SQLITE
 def test_what_nobody_offered_cannot_be_accepted(world: World) -> None:
     with pytest.raises(NotSubscribed):

@@ -132,7 +132,7 @@ class KafkaConsumer:
         }
         self._closed = threading.Event()
         self._cluster = Cluster(bootstrap, settings, patience, self._closed)
-        self._starts = Starts(self._cluster, start, patience, wants)
+        self._starts = Starts(self._cluster, start, patience, wants, topic_of)
         self._thread: threading.Thread | None = None
         # Guards what follows, and tells of its changes.
         self._changed = threading.Condition()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from retold.brokers.base import Message
 from retold.errors import Outgrown, RetoldError, TransactionRolledBack
 from retold.store import generations
-from retold.store.generations import Generation, Missed, Pair
+from retold.store.generations import Generation, Missed, Pair, Places
 
 if TYPE_CHECKING:
     from retold.store.connections import BlockingDriver
@@ -95,9 +95,9 @@ class Wants:
         rows = self._driver.run(generations.missed(self._sql, self.name))
         return [row for row in rows if row.generation > generation]
 
-    def measured(self, up_to: Mapping[str, int]) -> None:
-        """Say up to where the names that are new were passed; nowhere where it is empty."""
-        self._driver.run(generations.measured(self._sql, self.name, self.own, up_to))
+    def measured(self, cuts: Mapping[Pair, Places]) -> None:
+        """Say up to where names that are new were passed, if nobody has said it yet."""
+        self._driver.run(generations.measured(self._sql, self.name, cuts))
 
     def counted(self, pair: Pair, events: int, *, whole: bool) -> None:
         """Keep, and say, how many events of a name were missed."""
