@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.at_work import at_work
 from tests.integration.test_generations import (
     BROKERS,
     SQLITE,
+    AnyBook,
     AnyReceipt,
     App,
     Closed,
@@ -33,7 +35,12 @@ CLOSED = "test_generations.Closed"
 
 def grown(world: World, count: int) -> list[str]:
     """Events of a name that the subscription came to handle when it had passed them."""
-    closed = world.close(*range(count - 2), id="ann") + world.close(1, 2, id="bob")
+    books = world.store.repository(world.app.book)
+    changes = [
+        books.with_id(id).create(AnyBook.close_often, n)
+        for id, n in (("ann", count - 2), ("bob", 2))
+    ]
+    closed = [event.id for change in changes for event in books.history(change.id)]
     with at_work(world.store, world.one()):
         world.have_receipts(world.note(1))
     with at_work(world.store, world.two()):
@@ -164,7 +171,7 @@ def test_the_command_backfills(
 ) -> None:
     closed, module = grown(world, 5), f"app_{world.app.run}"
     (tmp_path / f"{module}.py").write_text(_APPLICATION.format(run=world.app.run))
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     at = ["--database", world.url, "--app", f"{module}:letters"]
     if kafka := world.options.get("kafka"):
         at += ["--kafka", kafka]

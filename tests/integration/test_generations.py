@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from retold import Aggregate, Delivery, Event, EventStore, Subscription, applies
+from retold.brokers import database
 from retold.brokers.kafka import KafkaPublisher, KafkaTopics
 from retold.brokers.kafka_places import committed_as
 from retold.brokers.numbered_log import partition_of
@@ -32,6 +33,7 @@ from tests.conformance.kafka_broker import KafkaBroker, copying, topics_of
 from tests.conformance.raw import rows
 from tests.integration.test_lanes import wait_for
 from tests.integration.test_subscriptions import Started, started
+from tests.relay.processes import size
 from tests.rig import Rig
 
 __all__ = ["started"]  # a fixture
@@ -66,6 +68,10 @@ class AnyBook(Aggregate, name="test_generations.Book", ignores=(Noted, Closed)):
 
     def close(self, number: int) -> None:
         self.emit(Closed(number))
+
+    def close_often(self, count: int) -> None:
+        for number in range(count):
+            self.emit(Closed(number))
 
 
 class AnyReceipt(Aggregate, name="test_generations.Receipt"):
@@ -148,6 +154,14 @@ class World:
     def have_receipts(self, ids: Sequence[str]) -> None:
         wait_for(lambda: set(ids) <= set(self.receipts()))
 
+    def is_grown(self) -> bool:
+        """Whether it is settled from where on a newer member handles more."""
+        return any(
+            one.generation == 2 and all(row.up_to is not None for row in one.missed)
+            for one in self.store.subscriptions()
+            if one.name == self.app.name
+        )
+
     @property
     def listed(self) -> Subscribed:
         (found,) = (one for one in self.store.subscriptions() if one.name == self.app.name)
@@ -199,7 +213,7 @@ def test_an_older_member_stops_before_what_only_a_newer_one_handles(
     with at_work(world.store, world.one()):
         world.have_receipts(world.note(1, 2))
         with at_work(world.other, world.two()):
-            wait_for(lambda: world.listed.generation == 2)
+            wait_for(world.is_grown)
             closed = world.close(3)
             noted = world.note(4)
             world.have_receipts(closed + noted)
@@ -264,6 +278,27 @@ def test_after_the_newer_one_is_withdrawn_an_operator_lets_the_older_one_go_on(
     assert len(world.receipts()) == 2
 
 
+@BROKERS
+def test_a_new_entity_type_is_handled_beside_an_older_member(world: World) -> None:
+    """On Kafka its topic is read from the beginning, on databases behind the position saved."""
+    receipt, seen = world.app.receipt, list[str]()
+    newer = world.one()
+
+    @newer.on(Written, of=receipt)
+    def note(delivery: Delivery[Written]) -> None:
+        seen.append(delivery.event.event_id)
+
+    with at_work(world.store, world.one()):
+        first = world.note(1)
+        world.have_receipts(first)
+        with at_work(world.other, newer):
+            wait_for(world.is_grown)
+            second = world.note(2)
+            wait_for(lambda: second[0] in seen)
+    assert set(first) < set(seen)
+    assert [row.events for row in world.listed.missed] == [0]
+
+
 @SQLITE
 def test_what_nobody_offered_cannot_be_accepted(world: World) -> None:
     with pytest.raises(NotSubscribed):
@@ -295,7 +330,7 @@ def test_what_an_uninformed_member_committed_on_kafka_is_looked_through_again(
             return grown
 
         patch.setattr(Wants, "register", register)
-        patch.setattr(Wants, "look", lambda self: None)
+        patch.setattr(Wants, "look", Wants.outgrown)
         with at_work(world.store, world.one()):
             world.have_receipts(noted)
     assert set(closed).isdisjoint(world.receipts())
@@ -370,12 +405,14 @@ def wanted(world: World, kind: str) -> list[str]:
     """Ids of the events that must be handled: of those that came to be handled later, the ones that
     were not passed by then. Found out without subscriptions."""
     book = world.app.book.__entity_type__
-    (missed,) = world.listed.missed
-    cuts = missed.up_to
-    assert cuts is not None
+    # No cut where nothing had been saved by then.
+    cuts = dict[str, int]()
+    for missed in world.listed.missed:
+        assert missed.up_to is not None
+        cuts.update(missed.up_to)
     ids = [id for id, _, _ in world.events(book, "test_generations.Noted")]
     if kind == "kafka":
-        topics = KafkaTopics(world.options["kafka"])
+        topics = KafkaTopics(world.options.get("kafka", ""))
         for records in topics.read([book]):
             for record in records:
                 (event,) = events_in(record.value)
@@ -390,3 +427,62 @@ def wanted(world: World, kind: str) -> list[str]:
         if positions[id] > cuts.get(str(partition), 0):
             ids.append(id)
     return ids
+
+
+# --- where a subscription begins, and what it passes ---------------------------------------------
+
+
+@pytest.mark.database("kafka")
+def test_from_now_leaves_out_nothing_of_a_topic_that_is_made_later(
+    servers: Rig, tmp_path: Path
+) -> None:
+    app, topics = App(secrets.token_hex(4)), ExitStack()
+    options = StoreOptions(kafka=servers.kafka.url, kafka_settings=QUICK)
+    world = World(app, f"sqlite:///{tmp_path / 'events.db'}", options)
+    letters = app.version(Noted, start="now")
+    with world.store, world.other, topics:
+        world.store.migrate()
+        with at_work(world.store, letters):
+            wait_for(lambda: bool(rows(world.url, "SELECT 1 FROM generations WHERE begun = 1")))
+        topics.enter_context(kafka_world(servers, tmp_path / "events.db", app))
+        noted = world.note(1, 2)
+        wait_for(lambda: size(servers.kafka.url, app.book.__entity_type__) >= 2)
+        with at_work(world.store, app.version(Noted, start="now")):
+            world.have_receipts(noted)
+
+
+@SQLITE
+def test_what_a_subscription_passes_is_not_read_again(world: World) -> None:
+    """Its events are rare: the position saved goes with what was read."""
+    world.store.drain(world.one())
+    for number in range(3):
+        world.store.repository(world.app.book).create(AnyBook.close, number)
+    world.store.drain(world.one())
+    ((position,),) = rows(world.url, "SELECT position FROM subscriptions")
+    assert position == 3
+
+
+@SQLITE
+def test_what_is_passed_is_saved_while_it_runs_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_PASSED", 3)
+    with at_work(world.store, world.one()):
+        world.close(1, 2, 3, 4)
+        wait_for(lambda: bool(rows(world.url, "SELECT 1 FROM subscriptions WHERE position >= 3")))
+
+
+@SQLITE
+def test_members_that_handle_different_things_take_turns(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One lost a handler and got another: each stops before what only the other one handles."""
+    monkeypatch.setattr(generations, "AGAIN_S", 0.5)
+    with (
+        at_work(world.store, world.app.version(Noted)),
+        at_work(world.other, world.app.version(Closed)),
+    ):
+        wait_for(world.is_grown)
+        for number in range(2):
+            world.have_receipts(world.note(number))
+            world.have_receipts(world.close(number))

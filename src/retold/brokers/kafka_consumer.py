@@ -130,7 +130,7 @@ class KafkaConsumer:
         }
         self._closed = threading.Event()
         self._cluster = Cluster(bootstrap, settings, patience, self._closed)
-        self._starts = Starts(self._cluster, start, patience, places, wants)
+        self._starts = Starts(self._cluster, start, patience, places, wants, topic_of)
         self._driver = driver
         self._cut: Cut | None = None
         self._claims = Claims(driver, name)
@@ -281,7 +281,9 @@ class KafkaConsumer:
         try:
             self._cut = cut_of(self._driver, self._name)
             start = self._start if self._cut is None else "beginning"
-            self._starts = Starts(self._cluster, start, self._patience_s, self._places, self._wants)
+            self._starts = Starts(
+                self._cluster, start, self._patience_s, self._places, self._wants, self._topic_of
+            )
             known = self._cluster.partitions(self._topics, self._cluster.patience())
             client = self._cluster.member(
                 self._own_settings | {"on_commit": self._commits.answered}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from retold.brokers.base import Places
@@ -18,6 +18,7 @@ from retold.brokers.kafka_places import (
     read_generation,
 )
 from retold.brokers.polling import Start
+from retold.brokers.published import topic_name
 from retold.brokers.wants import Wants
 from retold.ids import id_since
 from retold.store.generations import Pair
@@ -48,8 +49,10 @@ class Starts:
         patience: float,
         places: Places | None = None,
         wants: Wants | None = None,
+        topic_of: Callable[[str], str] = topic_name,
     ) -> None:
         self._wants = wants
+        self._topic_of = topic_of
         self._cluster = cluster
         self._start: Start = start
         self._patience_s = patience
@@ -91,12 +94,16 @@ class Starts:
         if not wants.seen.begun:
             # A topic that is made later holds what came later.
             wants.begun()
-        if any(row.up_to is None for row in wants.missed()):
+        if new := [row.pair for row in wants.missed() if row.up_to is None]:
+            passed = [at for at in self._committed(client, known) if _has_begun(at)]
             wants.measured(
                 {
-                    place_name(at.topic, at.partition): read_committed(at.offset, at.metadata)
-                    for at in self._committed(client, known)
-                    if _has_begun(at)
+                    pair: {
+                        place_name(at.topic, at.partition): read_committed(at.offset, at.metadata)
+                        for at in passed
+                        if at.topic == self._topic_of(pair[0])
+                    }
+                    for pair in new
                 }
             )
         for row in wants.missed():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from retold.brokers.base import Message
 from retold.errors import Outgrown, RetoldError, TransactionRolledBack
 from retold.store import generations
-from retold.store.generations import Generation, Missed, Pair
+from retold.store.generations import Generation, Missed, Pair, Places
 
 if TYPE_CHECKING:
     from retold.store.connections import BlockingDriver
@@ -95,9 +95,9 @@ class Wants:
         rows = self._driver.run(generations.missed(self._sql, self.name))
         return [row for row in rows if row.generation > generation]
 
-    def measured(self, up_to: Mapping[str, int]) -> None:
-        """Say up to where the names that are new were passed; nowhere where it is empty."""
-        self._driver.run(generations.measured(self._sql, self.name, self.own, up_to))
+    def measured(self, cuts: Mapping[Pair, Places]) -> None:
+        """Say up to where names that are new were passed, if nobody has said it yet."""
+        self._driver.run(generations.measured(self._sql, self.name, cuts))
 
     def counted(self, pair: Pair, events: int, *, whole: bool) -> None:
         """Keep, and say, how many events of a name were missed."""
@@ -139,7 +139,8 @@ class Watch:
 class Fence:
     """Where a consumer that reads a database's log has to stop.
 
-    generation: the one that it goes by, None where nobody asks. limits: for partitions in which it
+    topics, event_types: what to read, also what only others handle. generation: the one that it goes
+    by, None where nobody asks. limits: for partitions in which it
     has met an event that only newer members handle, the last position before it.
     """
 
@@ -148,18 +149,15 @@ class Fence:
     ) -> None:
         self._wants = wants
         self._topics, self._types = frozenset(topics), frozenset(event_types)
-        self._others: frozenset[Pair] = frozenset() if wants is None else wants.others
+        self._others: frozenset[Pair] = frozenset()
+        self._read_others(frozenset() if wants is None else wants.others)
         self.generation: int | None = None if wants is None else wants.seen.number
         self.limits: dict[int, int] = {}
 
-    @property
-    def topics(self) -> list[str]:
-        """What to read: also what only others handle."""
-        return sorted(self._topics | {topic for topic, _ in self._others})
-
-    @property
-    def event_types(self) -> list[str]:
-        return sorted(self._types | {kind for _, kind in self._others})
+    def _read_others(self, others: frozenset[Pair]) -> None:
+        self._others = others
+        self.topics = sorted(self._topics | {topic for topic, _ in others})
+        self.event_types = sorted(self._types | {kind for _, kind in others})
 
     def news(self) -> tuple[int, frozenset[Pair]] | None:
         """A generation that this consumer does not go by yet, and what only that handles."""
@@ -169,7 +167,7 @@ class Fence:
 
     def adopt(self, generation: int, others: frozenset[Pair], passed: Iterable[Message]) -> None:
         """Go by it from now on. passed: messages of these that were read and are not saved."""
-        self._others = others
+        self._read_others(others)
         for message in passed:
             self._limit(message)
         self.generation = generation

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
+    from retold.brokers.kafka_groups import GroupPartition
     from retold.store.generations import Missed
     from retold.store.subscribed import Subscribed
 
@@ -62,10 +63,11 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         metavar="package.module:name",
         help="the subscription, or a function that returns one or several; default: $RETOLD_APP",
     )
-    backfill.add_argument("--kafka", metavar="HOST:PORT[,…]", help="default: $RETOLD_KAFKA")
-    backfill.add_argument(
-        "--kafka-setting", action="append", metavar="NAME=VALUE", help="a setting of librdkafka"
-    )
+    for verb in (listing, backfill):
+        verb.add_argument("--kafka", metavar="HOST:PORT[,…]", help="default: $RETOLD_KAFKA")
+        verb.add_argument(
+            "--kafka-setting", action="append", metavar="NAME=VALUE", help="a setting of librdkafka"
+        )
     for verb in (pause, resume, accept, backfill):
         verb.add_argument("subscription", metavar="SUBSCRIPTION")
     backfill.add_argument("event", metavar="EVENT", help="the stored name")
@@ -94,17 +96,25 @@ def run(chosen: argparse.Namespace) -> int:
 
 
 def _list(store: EventStore, chosen: argparse.Namespace, settings: Settings) -> int:
-    found = list(store.subscriptions())
+    found = [(one, _in_kafka(store, one)) for one in store.subscriptions()]
     if chosen.json:
-        _print_json([_fields(one) for one in found])
+        _print_json([_fields(one, shares) for one, shares in found])
         return 0
-    for one in found:
-        print(_line(one))
+    for one, shares in found:
+        print(_line(one, shares))
     print(f"{len(found)} subscriptions")
     return 0
 
 
-def _line(one: Subscribed) -> str:
+def _in_kafka(store: EventStore, one: Subscribed) -> list[GroupPartition]:
+    if store.kafka is None or one.partitions:
+        return []
+    from retold.brokers.kafka_groups import group_partitions
+
+    return group_partitions(store.kafka, one.name, sorted({topic for topic, _ in one.handles}))
+
+
+def _line(one: Subscribed, shares: list[GroupPartition]) -> str:
     parts = [f"generation {one.generation}"]
     if one.paused_at is not None:
         parts.append(f"paused since {one.paused_at:%Y-%m-%d %H:%M:%S} UTC")
@@ -112,8 +122,12 @@ def _line(one: Subscribed) -> str:
         lag = one.lag if one.lag_is_whole else f"at least {one.lag}"
         parts.append(f"lag {lag}")
         parts.append(f"{len(one.members)} members with {len(one.partitions)} partitions")
+    elif shares:
+        owners = {share.owner for share in shares if share.owner is not None}
+        parts.append(f"lag {sum(share.lag for share in shares)} records")
+        parts.append(f"{len(owners)} members with {len(shares)} partitions")
     else:
-        parts.append("no positions in this database")
+        parts.append("no positions in this database (pass --kafka for those in Kafka)")
     if one.parked:
         parts.append(f"{one.parked} parked")
     if one.offered is not None:
@@ -126,20 +140,25 @@ def _missed(row: Missed) -> str:
     return f"missed {'' if row.whole else 'at least '}{row.events} {row.event_type}"
 
 
-def _fields(one: Subscribed) -> dict[str, Any]:
+def _fields(one: Subscribed, shares: list[GroupPartition]) -> dict[str, Any]:
+    owners = {share.owner for share in shares if share.owner is not None}
     return {
         "name": one.name,
         "generation": one.generation,
         "handles": sorted(one.handles),
         "offered": None if one.offered is None else sorted(one.offered),
         "paused_at": one.paused_at,
-        "lag": one.lag if one.partitions else None,
+        "lag": one.lag if one.partitions else _lag(shares),
         "lag_is_whole": one.lag_is_whole,
-        "members": sorted(one.members),
-        "partitions": one.partitions,
+        "members": sorted(one.members or owners),
+        "partitions": one.partitions or [share._asdict() for share in shares],
         "parked": one.parked,
         "missed": one.missed,
     }
+
+
+def _lag(shares: list[GroupPartition]) -> int | None:
+    return sum(share.lag for share in shares) if shares else None
 
 
 def _pause(store: EventStore, chosen: argparse.Namespace, settings: Settings) -> int:
@@ -181,8 +200,12 @@ def _backfill(store: EventStore, chosen: argparse.Namespace, settings: Settings)
         handled += count
 
     stop = threading.Event()
+
+    def stop_now(number: int, frame: object) -> None:
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, stop_now)
     try:
         whole = _run_backfill(store, subscription, chosen.event, stop, told)
     except (HandlerFailed, UnknownEvent, UnreadableEvent, UnreadableRecord) as failed:

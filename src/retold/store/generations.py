@@ -152,15 +152,16 @@ def missed(sql: Mapping[str, str], name: str) -> Plan[list[Missed]]:
     ]
 
 
-def measured(sql: Mapping[str, str], name: str, pairs: Iterable[Pair], up_to: Places) -> Plan[None]:
+def measured(sql: Mapping[str, str], name: str, cuts: Mapping[Pair, Places]) -> Plan[None]:
     """Say up to where names were passed, for those of which that was to be found out."""
     yield [Statement(sql["begin"]), Statement(sql["generation_locked"], (name,))]
     for row in (yield from missed(sql, name)):
-        if row.pair in pairs and row.up_to is None:
-            yield [Statement(sql["missed_forget"], (name, *row.pair))]
-            if up_to:
-                values = (name, *row.pair, row.generation, _text(row.behind), _text(up_to))
-                yield [Statement(sql["missed_note"], values)]
+        if row.up_to is None and row.pair in cuts:
+            values = (name, *row.pair, row.generation, _text(row.behind), _text(cuts[row.pair]))
+            yield [
+                Statement(sql["missed_forget"], (name, *row.pair)),
+                Statement(sql["missed_note"], values),
+            ]
     yield [Statement(sql["commit"])]
 
 
