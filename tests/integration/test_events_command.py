@@ -376,9 +376,9 @@ def test_show_without_the_application_shows_what_is_stored() -> None:
     [
         (("show", "shop.Account/bob"), "There is no shop.Account with id 'bob'\nCheck the id"),
         (("show", "shop.Account"), "'shop.Account' names no entity\nWrite its type and id"),
-        (("show", "shop.Acount/ann/1", "--app", "shop"), "declares no aggregate 'shop.Acount'\nIt"),
+        (("show", "shop.Acc/ann/1", "--app", "shop"), "declares no aggregate 'shop.Acc'\nIt"),
         (("show", "shop.Account/ann/1", "--app", "shp"), "there is no module 'shp' here"),
-        (("show", "a/b", "--app", "shop:sotre"), "module 'shop' has no 'sotre'"),
+        (("show", "a/b", "--app", "shop:shelf"), "module 'shop' has no 'shelf'"),
         (("events", "--since", "yesterday"), "--since 'yesterday' is no time\nWrite 2026"),
         (("events", "--last", "all"), "--last is a number, not 'all'"),
         (("events", "--follow", "--until", "2026-01-01"), "--follow has no end\nLeave out"),

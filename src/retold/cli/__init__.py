@@ -16,6 +16,7 @@ from inspect import cleandoc
 from typing import TYPE_CHECKING
 
 from retold.cli import (
+    completion,
     doctor,
     events,
     export,
@@ -32,13 +33,14 @@ from retold.cli import (
     subscriptions,
     verify,
 )
+from retold.cli.parsers import leaves
 from retold.errors import RetoldError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _PURPOSES = {
-    "Set up": (migrate, schema, doctor),
+    "Set up": (migrate, schema, doctor, completion),
     "Run": (run, relay),
     "Look": (status, events, show, verify),
     "Mend": (subscriptions, parked, projections),
@@ -55,7 +57,7 @@ def command_line() -> argparse.ArgumentParser:
         description="Operate an event store.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(prog="retold", metavar="COMMAND", help=argparse.SUPPRESS)
     lines: list[str] = []
     for purpose, modules in _PURPOSES.items():
         before = set(commands.choices)
@@ -70,16 +72,6 @@ def command_line() -> argparse.ArgumentParser:
     for each in leaves(parser):
         each.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
-
-
-def leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """The parsers of the commands, and of the verbs of those that have some."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for below in action.choices.values():
-                yield from leaves(below)
-            return
-    yield parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

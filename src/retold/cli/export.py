@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import argparse
 
     from retold.store.connections import BlockingDriver
+    from retold.store.driver import Plan
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -144,17 +145,17 @@ def _export(driver: BlockingDriver, name: str, writer: Writer, kept: Kept) -> En
             progress.show(writer.tally.counts["events"])
             behind = page.ahead
         kept.check(name)
-        for keys in _pages(lambda last: run(handled_page(dialect, last))):
+        for keys in _pages(run, partial(handled_page, dialect)):
             writer.write([Handled(*key) for key in keys])
-        for rows in _pages(lambda last: run(parked_rows(dialect, last))):
+        for rows in _pages(run, partial(parked_rows, dialect)):
             writer.write([Parked(*row) for row in rows])
         writer.write([Position(name, first) for name, first in run(positions(dialect))])
     progress.end()
     return writer.end()
 
 
-def _pages(read_behind: Any) -> Iterator[list[Any]]:
+def _pages(run: Any, page_behind: Callable[[Any], Plan[list[Any]]]) -> Iterator[list[Any]]:
     last = None
-    while rows := read_behind(last):
+    while rows := run(page_behind(last)):
         yield rows
         last = rows[-1]

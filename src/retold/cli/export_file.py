@@ -81,7 +81,12 @@ class End(_Line, frozen=True):
 
 
 Line = Header | Event | Handled | Parked | Position | End
-_COUNTED = {Event: "events", Handled: "handled", Parked: "parked", Position: "positions"}
+_COUNTED: dict[type[Line], str] = {
+    Event: "events",
+    Handled: "handled",
+    Parked: "parked",
+    Position: "positions",
+}
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Line)
 

@@ -43,7 +43,7 @@ ON DUPLICATE KEY UPDATE name = name
 UPDATE {subscriptions} SET position = %s WHERE name = %s AND `partition` = %s AND owner = 'imported'
 
 -- move_positions --
--- Of each subscription, the first event it has not handled. A relay's lease is a row there, too.
+-- Of each subscription, the first event it has not handled.
 SELECT s.name, min(l.event_id) FROM {subscriptions} s
 LEFT JOIN {event_log} l ON l.`partition` = s.`partition` AND l.position > s.position
 GROUP BY s.name ORDER BY s.name

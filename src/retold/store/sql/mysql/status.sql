@@ -12,7 +12,7 @@ SELECT subscription, sum(CASE WHEN error IS NULL THEN 0 ELSE 1 END), sum(CASE WH
 FROM {parked} GROUP BY subscription ORDER BY subscription
 
 -- status_shares --
-SELECT name, `partition`, position, owner FROM {subscriptions} WHERE name NOT LIKE 'relay:%' ORDER BY name, `partition`
+SELECT name, `partition`, position, owner FROM {subscriptions} ORDER BY name, `partition`
 
 -- status_lag --
 SELECT count(*) FROM (SELECT 1 AS one FROM {event_log} WHERE `partition` = %s AND position > %s LIMIT %s) waiting
