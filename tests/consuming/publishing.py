@@ -20,7 +20,6 @@ from retold.brokers.base import Message
 from retold.brokers.kafka_consumer import KafkaConsumer
 from retold.errors import AssignmentLost, BrokerUnavailable
 from retold.ids import EventIds
-from retold.store.connections import BlockingDriver
 
 _admin: Any = import_module("confluent_kafka.admin")
 
@@ -63,10 +62,6 @@ def batch(events: Sequence[dict[str, str]]) -> bytes:
 
 class OnItsOwn(KafkaConsumer):
     """Closes its store with itself."""
-
-    def __init__(self, driver: BlockingDriver, *arguments: Any, **options: Any) -> None:
-        super().__init__(driver, *arguments, **options)
-        self._driver = driver
 
     def close(self) -> None:
         super().close()

@@ -25,7 +25,8 @@ __all__ = ["started"]  # a fixture
 
 KINDS = pytest.mark.parametrize("kind", ["sqlite", "postgres18", "mariadb", "mysql8"])
 ONE = pytest.mark.parametrize("kind", ["sqlite"])
-QUICK = {"session.timeout.ms": "1000", "topic.metadata.refresh.interval.ms": "200"}
+QUICK = {"topic.metadata.refresh.interval.ms": "200"}
+_MISSED_SOON = {"session.timeout.ms": "1000"}
 
 
 class Noted(Event, name="test_moving.Noted"):
@@ -166,7 +167,9 @@ def work(url: str, kafka: str | None, name: str, topic: str, pipe: Connection) -
             pipe.send((entity, number))
 
     store = (
-        EventStore(url, kafka=kafka, kafka_settings=QUICK) if kafka is not None else EventStore(url)
+        EventStore(url, kafka=kafka, kafka_settings=QUICK | _MISSED_SOON)
+        if kafka is not None
+        else EventStore(url)
     )
     store.run(subscription(name, topic, note))
 

@@ -324,9 +324,9 @@ def test_a_stale_claim_does_not_displace_a_later_one(topic: Topic) -> None:
     """Whoever stood still between reading the claims and Kafka's answer."""
     with EventStore(topic.database) as store:
         stale, later = (Claims(store.driver, "letters") for _ in range(2))
-        at = (topic.name, 0)
+        at: tuple[str, int] = (topic.name, 0)
         read = stale.read([at])
-        own = {at: Share(at, 5, 5, 5)}
+        own: dict[tuple[str, int], Share] = {at: Share(at, 5, 5, 5)}
         later.take(later.read([at]), own)
         with pytest.raises(AssignmentLost):
             stale.take(read, {at: Share(at, -1, -1, -1)})
