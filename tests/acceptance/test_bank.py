@@ -22,13 +22,13 @@ def python(*arguments: object) -> subprocess.CompletedProcess[str]:
         cwd=_ROOT,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=170,
         check=False,
     )
 
 
-def run_bank(url: str, *options: object) -> subprocess.CompletedProcess[str]:
-    small = ("--transfers", 200, "--accounts", 20)
+def run_bank(url: str, *options: object, transfers: int = 200) -> subprocess.CompletedProcess[str]:
+    small = ("--transfers", transfers, "--accounts", 20)
     return python("examples.bank", "--database", url, *small, *options)
 
 

@@ -14,6 +14,8 @@ from tests.acceptance.test_bank import run_bank
 from tests.rig import Kafka, Rig
 from tests.rig.databases import query, with_parts
 
+pytestmark = pytest.mark.timeout(180)
+
 
 @pytest.fixture
 def url(kind: str, servers: Rig, fresh_database: Callable[[str], str]) -> str:
@@ -33,7 +35,7 @@ def broker() -> Iterator[Kafka]:
 
 @pytest.mark.parametrize("kind", ["postgres18", "mysql8", "mariadb"])
 def test_the_bank_on_a_server_alone_and_an_audit_that_can_fail(url: str) -> None:
-    done = run_bank(url)
+    done = run_bank(url, transfers=100)
     assert (done.returncode, done.stderr) == (0, "")
     assert "killed a member at work" in done.stdout
     assert "took over" in done.stdout
@@ -46,7 +48,7 @@ def test_the_bank_on_a_server_alone_and_an_audit_that_can_fail(url: str) -> None
 @pytest.mark.database("kafka")
 @pytest.mark.parametrize("kind", ["postgres18", "mysql8"])
 def test_the_bank_with_a_relay_and_kafka(url: str, broker: Kafka) -> None:
-    done = run_bank(url, "--kafka", broker.url)
+    done = run_bank(url, "--kafka", broker.url, transfers=100)
     assert (done.returncode, done.stderr) == (0, "")
     assert "killed the relay" in done.stdout
     assert "killed a member" in done.stdout
@@ -59,6 +61,6 @@ def test_a_database_that_has_events_is_left_alone(url: str) -> None:
     with EventStore(url) as store:
         store.migrate()
         open_accounts(store, 1)
-    done = run_bank(url)
+    done = run_bank(url, transfers=100)
     assert done.returncode == 1
     assert "the database has events: name an empty one" in done.stderr
