@@ -70,11 +70,17 @@ def committed(topic: Topic, name: str = "letters", partition: int = 0) -> tuple[
         return found.offset, found.metadata or None
 
 
-def nowhere(entity_type: str, **options: float) -> KafkaConsumer:
+def nowhere(entity_type: str, *, patience: float = kafka_consumer.PATIENCE_S) -> KafkaConsumer:
     """A member where no broker is, which needs no database either."""
     driver = EventStore("sqlite:///unused.db").driver
     return OnItsOwn(
-        driver, "127.0.0.1:1", "letters", [entity_type], [CREDITED], "beginning", **options
+        driver,
+        "127.0.0.1:1",
+        "letters",
+        [entity_type],
+        [CREDITED],
+        "beginning",
+        patience=patience,
     )
 
 
