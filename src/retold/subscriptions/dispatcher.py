@@ -162,14 +162,17 @@ class Dispatcher:
     # --- positions -------------------------------------------------------------------------------
 
     def _save(self, stop: threading.Event, *, at_once: bool = False) -> None:
-        """Save what is handled, in batches: soon, and when nothing more comes at once."""
+        """Save what is handled: now and then, and when nothing more comes at once.
+
+        However much it is: what is handled within a moment is handled again within one.
+        """
         progress = self._progress
         progress.advance()
         if not progress.unsaved:
             return
         now = time.monotonic()
         late = now - self._saved_at >= _SAVE_S
-        if not (at_once or late or progress.unsaved >= WINDOW):
+        if not (at_once or late):
             return
         self._saved_at = now
         self._commit(progress.positions(), stop)
