@@ -6,7 +6,7 @@ event it has not handled. Snapshots stay behind: they are never needed.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -162,8 +162,8 @@ def put_events(dialect: Dialect, events: Sequence[StoredEvent]) -> Plan[int]:
     try:
         yield [
             Statement(sql["begin"]),
-            *(Statement(sql["move_event"], event) for event in missing),
-            *(Statement(sql["move_entity"], (*key, id)) for key, id in sorted(versions.items())),
+            *_inserts(dialect, "move_event", missing),
+            *_inserts(dialect, "move_entity", [(*key, id) for key, id in sorted(versions.items())]),
             Statement(sql["commit"]),
         ]
     except UniqueViolation:
@@ -215,12 +215,23 @@ def put_position(dialect: Dialect, subscription: str, partitions: int, position:
 
 
 def _put(dialect: Dialect, query: str, rows: Sequence[Sequence[object]]) -> Plan[None]:
+    if not rows:
+        return
     sql = dialect.queries
     yield [
         Statement(sql["begin"]),
-        *(Statement(sql[query], row) for row in rows),
+        *_inserts(dialect, query, rows),
         Statement(sql["commit"]),
     ]
+
+
+def _inserts(dialect: Dialect, query: str, rows: Sequence[Sequence[object]]) -> Iterator[Statement]:
+    """A statement for each row, or one for all where the database takes columns."""
+    sql = dialect.queries
+    if many := sql.get(f"{query}_many"):
+        yield Statement(many, [list(column) for column in zip(*rows, strict=True)])
+    else:
+        yield from (Statement(sql[query], row) for row in rows)
 
 
 def _rows(dialect: Dialect, query: str, *params: object) -> Plan[Sequence[Sequence[Any]]]:
