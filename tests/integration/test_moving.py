@@ -425,6 +425,15 @@ def test_a_subscription_goes_on_where_it_was(
         assert ears.heard == ["d", "e"]
 
 
+def test_a_relays_lease_is_no_position(fresh: Fresh, tmp_path: Path) -> None:
+    url, file = fresh("sqlite"), tmp_path / "export.jsonl"
+    rows(
+        url, "INSERT INTO subscriptions (name, partition, position) VALUES ('relay:polling', 0, 0)"
+    )
+    _export(url, file)
+    assert b'"positions":0' in file.read_bytes()
+
+
 @_pairs
 def test_a_parked_event_moves_with_what_waits_behind_it(
     source: str, target: str, fresh: Fresh, tmp_path: Path

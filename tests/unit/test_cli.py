@@ -86,6 +86,19 @@ def test_the_database_comes_from_the_file(command: list[str], table: str, tmp_pa
     assert main(command) == 0
 
 
+@pytest.mark.parametrize(
+    "command",
+    [["events"], ["show", "a/b"], ["export", "a.jsonl"], ["parked", "list"], ["status"]],
+)
+def test_looking_makes_no_file(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--database", "sqlite:///typo.db"]) == (1 if "status" in command else 2)
+    assert list(tmp_path.iterdir()) == []
+    printed = capsys.readouterr()
+    assert "there is no file typo.db" in printed.err or "pending 0001_tables" in printed.out
+
+
 def test_ctrl_c_ends_a_command_quietly(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -58,6 +58,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def run(chosen: argparse.Namespace) -> int:
     with closing(open_store(chosen)) as store:
+        store.driver.open()  # before a file is made
         if chosen.file == "-":
             if chosen.resume:
                 raise UsageError("--resume goes on with a file. Name it")

@@ -83,7 +83,7 @@ def run(chosen: argparse.Namespace) -> int:
         if chosen.check:
             print(f"the file is whole: {_told(_survey(file, chosen.file, None).end)}")
             return 0
-        store = stack.enter_context(closing(open_store(chosen)))
+        store = stack.enter_context(closing(open_store(chosen, makes_file=True)))
         store.driver.open()
         print(_import(file, chosen.file, store.driver, positions=not chosen.no_positions))
     return 0

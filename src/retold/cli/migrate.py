@@ -39,7 +39,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def run(chosen: argparse.Namespace) -> int:
-    store = open_store(chosen)
+    store = open_store(chosen, makes_file=True)
     try:
         if chosen.sql:
             print(store.migration_script(), end="")

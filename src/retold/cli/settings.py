@@ -13,8 +13,9 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retold.errors import InvalidValue, UsageError
+from retold.errors import DatabaseMissing, InvalidValue, UsageError
 from retold.store.event_store import EventStore
+from retold.store.url import parse_url
 
 if TYPE_CHECKING:
     import argparse
@@ -92,9 +93,21 @@ def add_database(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="a TOML file; default: pyproject.toml")
 
 
-def open_store(chosen: argparse.Namespace) -> EventStore:
-    """The store that `add_database` chose. Raises UsageError where none is named."""
-    return EventStore(Settings(chosen).required("database", "database"))
+def open_store(chosen: argparse.Namespace, *, makes_file: bool = False) -> EventStore:
+    """The store that `add_database` chose. Raises UsageError where none is named.
+
+    makes_file: whether a SQLite file may be made. Else DatabaseMissing is raised where there is none:
+    who looks at a store has mistyped its name.
+    """
+    url = Settings(chosen).required("database", "database")
+    database = parse_url(url)
+    if (
+        database.database_kind == "sqlite"
+        and not makes_file
+        and not Path(database.database).exists()
+    ):
+        raise DatabaseMissing(f"there is no file {database.database}")
+    return EventStore(url)
 
 
 def variable(name: str) -> str:

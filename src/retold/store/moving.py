@@ -6,7 +6,7 @@ event it has not handled. Snapshots stay behind: they are never needed.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from retold.store.dialects import Dialect
 
 _PAGE = 1000
-_VIEWS = 30
+_VIEWS = 100
 _FIRST = ("", "", "", "")
 
 
@@ -64,26 +64,32 @@ def view(driver: BlockingDriver) -> Generator[OwnConnection]:
     one of its entity. A view that is opened later holds that one too; so where both hold as many
     events, nothing is missing. Raises StoreBusy where that does not come about.
     """
-    for _ in range(_VIEWS):
-        with ExitStack() as stack:
-            first = _opened(driver, stack)
-            if _is_mariadb(driver, first):
-                second = _opened(driver, stack)
-                counts = [drive(each.execute, count(driver.dialect)) for each in (first, second)]
-                if counts[0] != counts[1]:
-                    continue
-                second.close()
-            yield first
-            return
-    raise StoreBusy("others commit all the time, and no whole view of the events could be had")
+    with ExitStack() as stack:
+        seeing = stack.enter_context(driver.connection())
+        if _is_mariadb(driver, seeing):
+            later = stack.enter_context(driver.connection())
+            for _ in range(_VIEWS):
+                _begin_views(driver, seeing, later)
+                counts = [drive(each.execute, count(driver.dialect)) for each in (seeing, later)]
+                later.reset()
+                if counts[0] == counts[1]:
+                    break
+                seeing.reset()
+            else:
+                raise StoreBusy(
+                    "others commit all the time, and no whole view of the events could be had"
+                )
+        else:
+            _begin_views(driver, seeing)
+        yield seeing
 
 
-def _opened(driver: BlockingDriver, stack: ExitStack) -> OwnConnection:
-    connection = stack.enter_context(driver.connection())
-    for part in driver.dialect.queries["view_begin"].split(";"):
-        connection.execute([Statement(part.strip())])
-    connection.execute([Statement(driver.dialect.queries["view_first"])])  # now it has begun
-    return connection
+def _begin_views(driver: BlockingDriver, *connections: OwnConnection) -> None:
+    """Of several one begins right behind the other."""
+    sql = driver.dialect.queries
+    for part in (*sql["view_begin"].split(";"), sql["view_first"]):
+        for connection in connections:
+            connection.execute([Statement(part.strip())])
 
 
 def _is_mariadb(driver: BlockingDriver, connection: OwnConnection) -> bool:
@@ -162,8 +168,8 @@ def put_events(dialect: Dialect, events: Sequence[StoredEvent]) -> Plan[int]:
     try:
         yield [
             Statement(sql["begin"]),
-            *(Statement(sql["move_event"], event) for event in missing),
-            *(Statement(sql["move_entity"], (*key, id)) for key, id in sorted(versions.items())),
+            *_inserts(dialect, "move_event", missing),
+            *_inserts(dialect, "move_entity", [(*key, id) for key, id in sorted(versions.items())]),
             Statement(sql["commit"]),
         ]
     except UniqueViolation:
@@ -215,12 +221,23 @@ def put_position(dialect: Dialect, subscription: str, partitions: int, position:
 
 
 def _put(dialect: Dialect, query: str, rows: Sequence[Sequence[object]]) -> Plan[None]:
+    if not rows:
+        return
     sql = dialect.queries
     yield [
         Statement(sql["begin"]),
-        *(Statement(sql[query], row) for row in rows),
+        *_inserts(dialect, query, rows),
         Statement(sql["commit"]),
     ]
+
+
+def _inserts(dialect: Dialect, query: str, rows: Sequence[Sequence[object]]) -> Iterator[Statement]:
+    """A statement for each row, or one for all where the database takes columns."""
+    sql = dialect.queries
+    if many := sql.get(f"{query}_many"):
+        yield Statement(many, [list(column) for column in zip(*rows, strict=True)])
+    else:
+        yield from (Statement(sql[query], row) for row in rows)
 
 
 def _rows(dialect: Dialect, query: str, *params: object) -> Plan[Sequence[Sequence[Any]]]:

@@ -5,6 +5,7 @@
 SELECT count(*) FROM {events}
 
 -- move_event --
+-- A statement of its own for each, because Eventuate's log reader publishes only the first row of one.
 INSERT INTO {events}
 (event_id, event_type, event_data, entity_type, entity_id, triggering_event, metadata, published)
 VALUES (%s, %s, %s, %s, %s, %s, %s, 0)

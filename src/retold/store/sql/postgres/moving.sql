@@ -4,26 +4,29 @@
 -- move_count --
 SELECT count(*) FROM {events}
 
--- move_event --
+-- move_event_many --
 INSERT INTO {events}
 (event_id, event_type, event_data, entity_type, entity_id, triggering_event, metadata, published)
-VALUES (%s, %s, %s, %s, %s, %s, %s, 0)
+SELECT t.id, t.type, t.data, t.entity_type, t.entity_id, t.trigger, t.metadata, 0
+FROM unnest(CAST(%s AS text[]), CAST(%s AS text[]), CAST(%s AS text[]), CAST(%s AS text[]), CAST(%s AS text[]), CAST(%s AS text[]), CAST(%s AS text[]))
+WITH ORDINALITY AS t(id, type, data, entity_type, entity_id, trigger, metadata, n) ORDER BY t.n
 
--- move_entity --
-INSERT INTO {entities} (entity_type, entity_id, entity_version) VALUES (%s, %s, %s)
+-- move_entity_many --
+INSERT INTO {entities} (entity_type, entity_id, entity_version)
+SELECT * FROM unnest(CAST(%s AS text[]), CAST(%s AS text[]), CAST(%s AS text[]))
 ON CONFLICT (entity_type, entity_id) DO UPDATE SET entity_version = excluded.entity_version
 WHERE {entities}.entity_version < excluded.entity_version
+
+-- move_handled_many --
+INSERT INTO {handled} (entity_type, entity_id, trigger_key, command, update_id, handled_at)
+SELECT * FROM unnest(CAST(%s AS text[]), CAST(%s AS text[]), CAST(%s AS text[]), CAST(%s AS text[]), CAST(%s AS text[]), CAST(%s AS bigint[]))
+ON CONFLICT DO NOTHING
 
 -- move_handled_page --
 SELECT entity_type, entity_id, trigger_key, command, update_id, handled_at FROM {handled}
 WHERE (entity_type, entity_id, trigger_key) > (%s, %s, %s)
 ORDER BY entity_type, entity_id, trigger_key
 LIMIT %s
-
--- move_handled --
-INSERT INTO {handled} (entity_type, entity_id, trigger_key, command, update_id, handled_at)
-VALUES (%s, %s, %s, %s, %s, %s)
-ON CONFLICT DO NOTHING
 
 -- move_parked --
 INSERT INTO {parked}
