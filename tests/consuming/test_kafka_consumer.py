@@ -70,18 +70,11 @@ def committed(topic: Topic, name: str = "letters", partition: int = 0) -> tuple[
         return found.offset, found.metadata or None
 
 
-def nowhere(entity_type: str, *, patience: float = kafka_consumer.PATIENCE_S) -> KafkaConsumer:
+def nowhere(entity_type: str, patience: float = kafka_consumer.PATIENCE_S) -> KafkaConsumer:
     """A member where no broker is, which needs no database either."""
     driver = EventStore("sqlite:///unused.db").driver
-    return OnItsOwn(
-        driver,
-        "127.0.0.1:1",
-        "letters",
-        [entity_type],
-        [CREDITED],
-        "beginning",
-        patience=patience,
-    )
+    where = "127.0.0.1:1", "letters", [entity_type], [CREDITED]
+    return OnItsOwn(driver, *where, "beginning", patience=patience)
 
 
 # --- records -------------------------------------------------------------------------------------
@@ -368,6 +361,35 @@ def _revoking(consumer: KafkaConsumer) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+@pytest.mark.parametrize("assignor", ["cooperative-sticky", "range"])
+def test_a_rebalance_waits_for_a_slow_handler_and_nothing_comes_twice(
+    bootstrap: str, assignor: str
+) -> None:
+    topic = crowded(bootstrap)
+    for n in range(18):
+        topic.publish(n, key=f"k{n % 6}", partition=n % 6)
+    handled: list[int] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def handle_slowly(message: Message) -> None:
+        begun.set()
+        assert go_on.wait(30)
+        handled.extend(amounts([message]))
+
+    slow, quick = topic.member(assignor=assignor), topic.member(assignor=assignor)
+    first = Working(slow, handle_slowly)
+    assert begun.wait(30)
+    second = Working(quick, lambda message: handled.extend(amounts([message])))
+    eventually(lambda: _revoking(slow) or quick.assigned)
+    go_on.set()
+    eventually(lambda: len(handled) >= 18)
+    topic.publish(18)
+    eventually(lambda: 18 in handled)
+    first.stop()
+    second.stop()
+    assert sorted(handled) == list(range(19))
 
 
 def test_a_commit_after_the_revocation_is_refused(

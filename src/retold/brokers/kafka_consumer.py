@@ -16,6 +16,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from retold.brokers.base import Message, Places
@@ -313,14 +314,14 @@ class KafkaConsumer:
                 self._commits.give_up()
 
     def _end(self, client: Consumer, *, clean: bool) -> None:
-        with contextlib.suppress(KafkaException, RuntimeError):
-            if clean:
-                self._save_passed(client, list(self._held.shares))
-            # What is in hand is not waited for.
-            with self._changed:
-                self._drop(self._held.shares)
-            self._leave(client)
-            client.close()
+        if clean:
+            self._save_passed(client, list(self._held.shares))
+        # What is in hand is not waited for.
+        with self._changed:
+            self._drop(self._held.shares)
+        for step in (partial(self._leave, client), client.close):
+            with contextlib.suppress(KafkaException, RuntimeError):
+                step()
 
     def _leave(self, client: Consumer) -> None:
         """Leave the group. The client's own `close` does not where it has no partition, and ends
