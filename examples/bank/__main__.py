@@ -154,12 +154,17 @@ def _run(options: Options, folder: Path, console: Console) -> bool:
             soft_wrap=True,
         )
         if kafka:
+            # A new relay finds its place in the log sooner while nobody writes.
             processes.start_relay()
-        for _ in range(options.members):
-            processes.start_member()
+            _wait_for_topic("bank.Account", kafka, processes)
         began = time.monotonic()
         for seed, share in enumerate(_shares(options.transfers, 2)):
             processes.start_customer(accounts, share, seed)
+        if kafka:
+            # Members look for topics that are not there every few seconds only.
+            _wait_for_topic("bank.Transfer", kafka, processes)
+        for _ in range(options.members):
+            processes.start_member()
         with bar(console, options.transfers) as shown:
             show = _Show(options, bank, processes, shown)
             show.carry_out()
@@ -189,6 +194,12 @@ def _run(options: Options, folder: Path, console: Console) -> bool:
         for line in said.splitlines():
             console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
     return same and not any(claim.problems for claim in claims)
+
+
+def _wait_for_topic(name: str, kafka: str, processes: Processes) -> None:
+    while name not in topics(kafka):
+        processes.check()
+        time.sleep(0.1)
 
 
 def _refuse_what_is_there(bank: Bank, kafka: str) -> None:

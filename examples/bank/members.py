@@ -75,7 +75,7 @@ class Processes:
 
     def __init__(self, url: str, kafka: str, folder: Path) -> None:
         self._url = url
-        self._environment = {"RETOLD_DATABASE_URL": url, "RETOLD_KAFKA": kafka} | _SESSION
+        self._environment = {"RETOLD_DATABASE_URL": url, "RETOLD_KAFKA": kafka}
         self._folder = folder
         self._members: list[Process] = []
         self._relay: Process | None = None
@@ -83,7 +83,7 @@ class Processes:
 
     def start_member(self) -> Process:
         log = self._folder / "members.log"
-        self._members.append(Process(_MEMBER, self._environment, log))
+        self._members.append(Process(_MEMBER, self._environment | _SESSION, log))
         return self._members[-1]
 
     def start_relay(self) -> None:
@@ -128,10 +128,13 @@ class Processes:
 
 def topics(kafka: str) -> Sequence[str]:
     """The topics that Kafka has."""
-    admin: Any = import_module("confluent_kafka.admin")  # only who has a Kafka needs its client
-    settings = Settings(argparse.Namespace()).kafka()
-    client = admin.AdminClient({"bootstrap.servers": kafka} | settings)
-    return list(client.list_topics(timeout=30).topics)
+    client: Any = import_module("confluent_kafka")  # only who has a Kafka needs it
+    admin: Any = import_module("confluent_kafka.admin")
+    settings = {"bootstrap.servers": kafka, "log_level": 0} | Settings(argparse.Namespace()).kafka()
+    try:
+        return list(admin.AdminClient(settings).list_topics(timeout=30).topics)
+    except client.KafkaException as error:
+        raise Failed(f"Kafka at {kafka} does not answer: {error.args[0].str()}") from None
 
 
 def verify(url: str, kafka: str) -> tuple[bool, str]:
