@@ -13,6 +13,7 @@ import pytest
 
 from retold import EventStore
 from retold.cli import main
+from tests.steps import told
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,12 +35,71 @@ def test_alone_it_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None
     assert "migrate" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        (["e"], "events export"),
+        (["events", "--l"], "--last --late"),
+        (["parked", "s"], "show skip"),
+        (["parked", "list", "--s"], "--subscription"),
+        (["import", "--check", "--no"], "--no-positions"),
+    ],
+)
+def test_bash_completes_commands_and_options(typed: list[str], completed: str) -> None:
+    asked = f"COMP_WORDS=(retold {' '.join(typed)}); COMP_CWORD={len(typed)}; _retold"
+    script = f"source <({sys.executable} -m retold completion bash); {asked}"
+    done = subprocess.run(
+        ["bash", "-c", script + '; echo "${COMPREPLY[*]}"'],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == completed + "\n"
+
+
+@pytest.mark.parametrize(
+    ("commands", "purpose"),
+    [
+        ("migrate schema doctor", "Set up"),
+        ("run relay", "Run"),
+        ("status events show verify", "Look"),
+        ("parked", "Mend"),
+        ("export import", "Move"),
+    ],
+)
+def test_commands_stand_under_their_purpose(
+    commands: str, purpose: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([])
+    under = capsys.readouterr().out.partition(f"\n{purpose}:\n")[2].partition("\n\n")[0]
+    assert set(commands.split()) <= {line.split()[0] for line in under.splitlines()}
+
+
+@pytest.mark.parametrize(
+    "command", [["migrate", "--check"], ["parked", "list"], ["status"], ["events"]]
+)
+@pytest.mark.parametrize("table", ["[tool.retold]", "[other]\n[tool.retold]"])
+def test_the_database_comes_from_the_file(command: list[str], table: str, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(f'{table}\ndatabase = "sqlite:///file.db"\n')
+    assert main(["migrate"]) == 0
+    assert (tmp_path / "file.db").exists()
+    assert main(command) == 0
+
+
+def test_ctrl_c_ends_a_command_quietly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(chosen: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("retold.cli.migrate.run", interrupted)
+    assert main(["migrate", "--database", "sqlite:///a.db"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
 def test_migrate_makes_the_tables_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["migrate", "--database", "sqlite:///new.db"]) == 0
-    assert (
-        capsys.readouterr().out
-        == "applied 0001_tables\napplied 0002_parked\napplied 0003_projections\n"
-    )
+    assert capsys.readouterr().out == told("applied")
     assert main(["migrate", "--database", "sqlite:///new.db"]) == 0
     assert capsys.readouterr().out == "nothing to do: the tables are up to date\n"
 
@@ -49,10 +109,7 @@ def test_check_changes_nothing_and_fails_while_a_step_is_pending(
 ) -> None:
     check = ["migrate", "--check", "--database", "sqlite:///new.db"]
     assert main(check) == 1
-    assert (
-        capsys.readouterr().out
-        == "pending 0001_tables\npending 0002_parked\npending 0003_projections\n"
-    )
+    assert capsys.readouterr().out == told("pending")
     assert not (tmp_path / "new.db").exists()
 
     (tmp_path / "new.db").touch()
@@ -156,7 +213,7 @@ def test_the_url_comes_from_the_environment_where_none_is_given() -> None:
     )
     assert (done.returncode, done.stdout, done.stderr) == (
         0,
-        "applied 0001_tables\napplied 0002_parked\napplied 0003_projections\n",
+        told("applied"),
         "",
     )
 
@@ -167,6 +224,6 @@ def test_two_at_once_apply_each_step_once(tmp_path: Path) -> None:
     printed = sorted(process.communicate(timeout=60)[0] for process in both)
     assert [process.returncode for process in both] == [0, 0]
     assert printed == [
-        "applied 0001_tables\napplied 0002_parked\napplied 0003_projections\n",
+        told("applied"),
         "nothing to do: the tables are up to date\n",
     ]

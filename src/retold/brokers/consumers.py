@@ -9,6 +9,7 @@ from retold.brokers.base import Consumer, Places
 from retold.brokers.database import DatabaseConsumer
 from retold.brokers.numbered import NumberedConsumer
 from retold.brokers.polling import Start
+from retold.brokers.wants import Wants
 from retold.store.connections import BlockingDriver
 from retold.store.options import KafkaAddress
 
@@ -25,12 +26,14 @@ def open_consumer(
     kafka: KafkaAddress | None = None,
     assignor: Assignor = "cooperative-sticky",
     places: Places | None = None,
+    wants: Wants | None = None,
 ) -> Consumer:
     """A member of a subscription. Raises MissingExtra for a Kafka without its client."""
     if kafka is not None:
         from retold.brokers.kafka_consumer import KafkaConsumer
 
         return KafkaConsumer(
+            driver,
             kafka.bootstrap,
             name,
             topics,
@@ -39,7 +42,10 @@ def open_consumer(
             kafka.settings,
             assignor=assignor,
             places=places,
+            wants=wants,
         )
     if driver.dialect.name == "sqlite":
-        return DatabaseConsumer(driver, name, topics, event_types, start, places)
-    return NumberedConsumer(driver, name, topics, event_types, start, places=places)
+        return DatabaseConsumer(
+            driver, name, topics, event_types, start, places=places, wants=wants
+        )
+    return NumberedConsumer(driver, name, topics, event_types, start, places=places, wants=wants)

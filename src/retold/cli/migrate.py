@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
-from retold.errors import UsageError
-from retold.store.event_store import EventStore
+from retold.cli.settings import add_database, open_store
 
 if TYPE_CHECKING:
     import argparse
@@ -21,7 +19,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         description="Create or update the store's tables. Safe to repeat, and to run twice at once.",
         epilog=f"A password in --database shows in the list of processes; in {VARIABLE} it does not.",
     )
-    parser.add_argument("--database", metavar="URL", help=f"the database; default: ${VARIABLE}")
+    add_database(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--check", action="store_true", help="change nothing; exit 1 when something is pending"
@@ -41,10 +39,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def run(chosen: argparse.Namespace) -> int:
-    url = chosen.database or os.environ.get(VARIABLE)
-    if not url:
-        raise UsageError(f"no database is named: pass --database URL or set {VARIABLE}")
-    store = EventStore(url)
+    store = open_store(chosen)
     try:
         if chosen.sql:
             print(store.migration_script(), end="")

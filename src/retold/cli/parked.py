@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -10,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from retold.cli.migrate import VARIABLE
+from retold.cli.settings import add_database, open_store
 from retold.errors import NotParked, UsageError
-from retold.store.event_store import EventStore
 from retold.store.parked import ParkedEvent
 
 if TYPE_CHECKING:
     import argparse
+
+    from retold.store.event_store import EventStore
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -39,16 +39,13 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     retry.add_argument("event", metavar="EVENT_ID", nargs="?")
     retry.add_argument("--all", action="store_true", help="every event that failed")
     for verb, act in ((listing, _list), (show, _show), (retry, _retry), (skip, _skip)):
-        verb.add_argument("--database", metavar="URL", help=f"the database; default: ${VARIABLE}")
+        add_database(verb)
         verb.add_argument("--json", action="store_true", help="print JSON")
         verb.set_defaults(run=run, act=act)
 
 
 def run(chosen: argparse.Namespace) -> int:
-    url = chosen.database or os.environ.get(VARIABLE)
-    if not url:
-        raise UsageError(f"no database is named: pass --database URL or set {VARIABLE}")
-    store = EventStore(url)
+    store = open_store(chosen)
     try:
         code: int = chosen.act(store, chosen)
     finally:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
 import signal
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from retold.cli.apps import load
 from retold.cli.logs import start_logging
 from retold.cli.relay import add_places
 from retold.cli.settings import Settings
@@ -99,21 +98,10 @@ async def _run_async(
 
 def subscriptions(text: str) -> list[Subscription | Projection]:
     """What `package.module:name` names. Raises UsageError."""
-    module_name, colon, name = text.partition(":")
-    if not (colon and module_name and name):
+    module_name, _, name = text.partition(":")
+    if not (module_name and name):
         raise UsageError(f"{text!r} names no subscription: write package.module:name")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # as with python -m
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the application's own
-        raise UsageError(f"there is no module {error.name!r} here or installed") from None
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise UsageError(f"module {module_name!r} has no {name!r}")
-        found = getattr(found, part)
+    found: Any = load(text)
     kinds = (Subscription, Projection)
     if not isinstance(found, kinds) and callable(found):
         found = found()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from retold.cli.apps import load
 from retold.errors import InvalidValue, UsageError
 from retold.events import event_classes
 from retold.schema import read_schema, schema_of
@@ -42,7 +41,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 def run(chosen: argparse.Namespace) -> int:
     for app in chosen.app:
-        _import(app)
+        load(app.partition(":")[0])
     classes = tuple(event_classes)
     if not classes:
         raise UsageError(
@@ -65,23 +64,6 @@ def run(chosen: argparse.Namespace) -> int:
         apps = " ".join(f"--app {app}" for app in chosen.app)
         print(f"there are additions; keep them: retold schema {apps} --write {chosen.check}")
     return 0
-
-
-def _import(app: str) -> None:
-    module = app.partition(":")[0]
-    sys.path.insert(0, "")
-    try:
-        importlib.import_module(module)
-    except (ModuleNotFoundError, ValueError, TypeError) as error:
-        missing = getattr(error, "name", None)
-        if missing is not None and missing != module and not module.startswith(f"{missing}."):
-            raise  # the application's own import; its traceback says where
-        raise InvalidValue(
-            f"--app {app}: there is no module {module!r} here ({error}). Run the command where "
-            "Python finds it"
-        ) from None
-    finally:
-        sys.path.remove("")
 
 
 def _read(path: Path) -> bytes:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retold.errors import InvalidValue, UsageError
+from retold.store.event_store import EventStore
 
 if TYPE_CHECKING:
     import argparse
@@ -83,6 +84,17 @@ class Settings:
         if given not in (None, False):
             return given
         return os.environ.get(variable(name)) or self._file.get(name)
+
+
+def add_database(parser: argparse.ArgumentParser) -> None:
+    """Where the database is."""
+    parser.add_argument("--database", metavar="URL", help="default: $RETOLD_DATABASE_URL")
+    parser.add_argument("--config", metavar="FILE", help="a TOML file; default: pyproject.toml")
+
+
+def open_store(chosen: argparse.Namespace) -> EventStore:
+    """The store that `add_database` chose. Raises UsageError where none is named."""
+    return EventStore(Settings(chosen).required("database", "database"))
 
 
 def variable(name: str) -> str:

@@ -53,6 +53,7 @@ from retold.store.plans import forget_handled
 from retold.store.reading import Place, place_since
 from retold.store.repository import AsyncRepository, Repository
 from retold.store.running import Following, Runnable, run_all
+from retold.store.subscribed import AsyncSubscriptions, Subscriptions
 from retold.store.transactions import AsyncTransaction, Kept, Transaction
 from retold.store.url import parse_url
 
@@ -144,6 +145,8 @@ class EventStore(_Store):
 
     def __init__(self, url: str, **options: Unpack[StoreOptions]) -> None:
         super().__init__(url, **options)
+        self._options = options
+        self._text_url = url
         self._driver = open_driver(self._url)
         self._kept = Kept(self._driver.dialect, self._settings, owned=True)
         self._joined = Kept(self._driver.dialect, self._settings, owned=False)
@@ -322,7 +325,15 @@ class EventStore(_Store):
         """The events that subscriptions, or this one, gave up on."""
         return ParkedEvents(self._driver.run, self._driver.dialect.queries, subscription)
 
+    def subscriptions(self) -> Subscriptions:
+        """The subscriptions that have ever started on this database."""
+        return Subscriptions(self._driver.run, self._driver.dialect)
+
     # --- life ------------------------------------------------------------------------------------
+
+    def asynchronous(self) -> AsyncEventStore:
+        """An async store on the same database, for handlers that are async."""
+        return AsyncEventStore(self._text_url, **self._options)
 
     def __enter__(self) -> Self:
         self._driver.open()
@@ -433,6 +444,10 @@ class AsyncEventStore(_Store):
     def parked(self, subscription: str | None = None) -> AsyncParkedEvents:
         """As EventStore.parked."""
         return AsyncParkedEvents(self._driver.run, self._driver.dialect.queries, subscription)
+
+    def subscriptions(self) -> AsyncSubscriptions:
+        """As EventStore.subscriptions."""
+        return AsyncSubscriptions(self._driver.run, self._driver.dialect)
 
     def blocking(self) -> EventStore:
         """A blocking store on the same database, for handlers that are plain functions."""
