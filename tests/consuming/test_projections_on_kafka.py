@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from retold import EventStore
+from retold.errors import UsageError
 from retold.subscriptions.rebuilding import states
 from tests.at_work import at_work
 from tests.conformance.raw import rows
@@ -124,6 +125,27 @@ def test_it_is_rebuilt_from_the_topic_beside_the_members(
             eventually(lambda: table(url) == folded(url))
         (state,) = states(store)
         assert (state.generation, state.doing) == (1, "")
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_read_model_from_the_database_goes_on_from_kafka_only_after_a_rebuild(
+    url: str, kafka: Kafka | GivenKafka
+) -> None:
+    own = own_account()
+    balances = Balances(url, own.__entity_type__, of=own)
+    with EventStore(url) as before:
+        write(before, own, "ann", 1, 2)
+        before.drain(balances.projection)
+    with EventStore(url, kafka=kafka.url, kafka_settings=QUICK) as store, relay(url, kafka.url):
+        eventually(lambda: size(kafka.url, own.__entity_type__) >= 3)
+        with pytest.raises(UsageError, match="from the database's own log, and is to go on from K"):
+            store.drain(balances.projection)
+        assert table(url) == folded(url)
+        assert balances.projection.rebuild(store)
+        write(store, own, "bob", 4)
+        eventually(lambda: size(kafka.url, own.__entity_type__) >= 5)
+        store.drain(balances.projection)
+        assert table(url) == folded(url)
 
 
 def apply_on(url: str, kafka: str, entity_type: str, pipe: Connection) -> None:

@@ -80,6 +80,26 @@ def test_the_read_model_is_the_fold_of_the_events(url: str, store: EventStore) -
     assert table(url) == folded(url)
 
 
+@pytest.mark.parametrize(
+    ("kind", "client"), [("pgbouncer", ""), ("mysql8", "+mysqlclient"), ("mariadb", "+mysqlclient")]
+)
+def test_through_a_pooler_and_by_another_client(url: str, client: str) -> None:
+    balances, calm = Balances(url), Balances(url)
+    balances.failing = {13}
+    with EventStore(url.replace("://", f"{client}://", 1)) as store:
+        account(store, "ann", 1, 13, 2)
+        account(store, "bob", 2)
+        store.drain(balances.projection)
+        assert table(url) == {"ann": (1, 1), "bob": (2, 2)}
+        balances.failing.clear()
+        store.parked().retry("balances")
+        with at_work(store, balances.projection):
+            wait_for(lambda: table(url) == folded(url))
+            assert calm.projection.rebuild(store)
+            store.repository(Account).update("bob", Account.pay, 5)
+            wait_for(lambda: table(url) == folded(url))
+
+
 @KINDS
 def test_it_runs_beside_a_program_and_knows_its_tables_at_the_next_start(
     url: str, store: EventStore

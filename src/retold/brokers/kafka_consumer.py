@@ -280,7 +280,8 @@ class KafkaConsumer:
         failure: BaseException | None = None
         client: Consumer | None = None
         try:
-            self._cut = cut_of(self._driver, self._name)
+            if self._places is None:  # they say themselves what another broker has handed out
+                self._cut = cut_of(self._driver, self._name)
             start = self._start if self._cut is None else "beginning"
             self._starts = Starts(
                 self._cluster, start, self._patience_s, self._places, self._wants, self._topic_of

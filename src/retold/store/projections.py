@@ -77,7 +77,11 @@ class ProjectionPlace:
 
 
 def claim(sql: Mapping[str, str], member: Member, places: Sequence[str]) -> Plan[dict[str, int]]:
-    """Take places over; where each goes on. Raises StoreBusy while the tables are exchanged."""
+    """Take places over; where each goes on.
+
+    Raises StoreBusy while the tables are exchanged, and UsageError where the read model was filled
+    from another broker: its positions say nothing here, and events would be applied again.
+    """
     name, owner = member
     own = (name, OWN)
     (found,) = yield [Statement(sql["projection"], own)]
@@ -87,6 +91,14 @@ def claim(sql: Mapping[str, str], member: Member, places: Sequence[str]) -> Plan
     if state.rows and (state.rows[0][1] or "").startswith(SWITCHING):
         yield [Statement(sql["rollback"])]
         raise StoreBusy(f"the tables of projection {name!r} are being exchanged")
+    (known,) = yield [Statement(sql["projection_places"], (name,))]
+    for other, position, _ in known.rows:
+        if position and is_of_kafka(other) != is_of_kafka(places[0]):
+            raise UsageError(
+                f"projection {name!r} holds events from {_broker(other)}, and is to go on from "
+                f"{_broker(places[0])}, where positions are others: it would apply events again. "
+                f"Rebuild it from there, by retold projections rebuild"
+            )
     held: dict[str, int] = {}
     for place in sorted(places):
         at = (name, place)
@@ -99,6 +111,15 @@ def claim(sql: Mapping[str, str], member: Member, places: Sequence[str]) -> Plan
         Statement(sql["commit"]),
     ]
     return held
+
+
+def is_of_kafka(place: str) -> bool:
+    """Whether a place is a topic's partition, and not one of a database's log."""
+    return "/" in place
+
+
+def _broker(place: str) -> str:
+    return "Kafka" if is_of_kafka(place) else "the database's own log"
 
 
 def write(
