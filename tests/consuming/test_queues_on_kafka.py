@@ -143,9 +143,6 @@ def test_a_partition_that_comes_back_during_a_slow_handler_comes_with_what_was_p
         eventually(lambda: all(library.handled[key] == [2, 3] for key in KEYS))
 
 
-@pytest.mark.xfail(
-    strict=False, reason="a partition's number in `parked` depends on the topics subscribed to"
-)
 def test_what_is_parked_keeps_its_place_when_the_subscription_wants_another_topic(
     library: Library,
 ) -> None:

@@ -15,7 +15,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from retold.brokers.kafka_claims import Claims
 from retold.brokers.kafka_cluster import NO_TOPIC, Cluster, Place, admin_api
 from retold.brokers.kafka_commits import Commits
 from retold.brokers.kafka_held import Held, Stop
-from retold.brokers.kafka_places import committed_as, place, place_name
+from retold.brokers.kafka_places import Share, committed_as, place, place_name
 from retold.brokers.kafka_records import Records
 from retold.brokers.kafka_starts import Starts
 from retold.brokers.moving import Cut, cut_of, place_parked
@@ -367,35 +367,38 @@ class KafkaConsumer:
         return not self._held.is_fuller_than(1) or self._commits.waiting or self._closed.is_set()
 
     def _take_in(self, *records: Any) -> None:
-        found = [(record, self._messages(record)) for record in records if self._counts(record)]
+        """Buffer what is wanted of records that were not read yet. Raises what ends this client."""
+        found: list[tuple[Share, int, Sequence[Message | Stop]]] = []
+        for record in records:
+            error, at = record.error(), (record.topic(), record.partition())
+            if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                self._hear(error, *at)
+                continue
+            number, offset = self._held.number(at), record.offset()
+            share = self._held.shares.get(number)
+            if share is None or place(offset) < share.read:
+                continue
+            if error is not None:
+                found.append((share, place(offset), ()))
+            else:
+                messages = self._records.messages(record, number, share)
+                found.append((share, place(offset + 1), messages))
+        handled: Collection[str] = ()
         if self._cut is not None:
-            events = [one for _, own in found for one in own if isinstance(one, Message)]
-            old = {id(one) for one in events} - {id(one) for one in self._cut.new(events)}
-            found = [(record, [one for one in own if id(one) not in old]) for record, own in found]
+            handled = self._cut.handled(
+                one.event_id for _, _, own in found for one in own if isinstance(one, Message)
+            )
         with self._changed:
-            for record, messages in found:
-                share = self._held.share_at((record.topic(), record.partition()))
-                behind = place(record.offset() + (record.error() is None))
-                if share is not None and behind > share.read:
-                    self._held.put(messages, share)
-                    share.read = behind
+            for share, behind, messages in found:
+                if handled:
+                    messages = [
+                        one
+                        for one in messages
+                        if isinstance(one, Stop) or one.event_id not in handled
+                    ]
+                self._held.put(messages, share)
+                share.read = behind
             self._changed.notify_all()
-
-    def _counts(self, record: Any) -> bool:
-        """Whether it is a record, or the end of a partition. Raises what ends this client."""
-        error = record.error()
-        if error is None or error.code() == KafkaError._PARTITION_EOF:
-            return True
-        self._hear(error, record.topic(), record.partition())
-        return False
-
-    def _messages(self, record: Any) -> Sequence[Message | Stop]:
-        """What is in a record that was not read yet."""
-        at = record.topic(), record.partition()
-        share = self._held.share_at(at)
-        if record.error() is not None or share is None or place(record.offset()) < share.read:
-            return ()
-        return self._records.messages(record, self._held.number(at), share)
 
     def _hear(self, error: KafkaError, topic: str | None, number: int | None) -> None:
         """What the client has to say instead of a record. Raises what ends this client."""

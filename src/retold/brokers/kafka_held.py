@@ -53,9 +53,6 @@ class Held:
         """-1 where it is not this member's, and never was."""
         return self._numbers.get(at, -1)
 
-    def share_at(self, at: Place) -> Share | None:
-        return self.shares.get(self.number(at))
-
     def places(self) -> set[Place]:
         return {share.place for share in self.shares.values()}
 

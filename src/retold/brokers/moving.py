@@ -11,11 +11,10 @@ up; so that ends by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
-from retold.brokers.base import Message
 from retold.brokers.leases import is_gone, tells_machines_apart
 from retold.errors import MembersAtWork, NotMoved, SchemaMissing, UsageError
 from retold.store.connections import BlockingDriver
@@ -86,13 +85,10 @@ class Cut:
         }
         self._many = many[driver.dialect.name]
 
-    def new(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """Those that were not handled."""
-        old = [message.event_id for message in messages if message.event_id <= self._newest]
-        if not old:
-            return messages
-        handled = self._driver.run(self._handled(old))
-        return [message for message in messages if message.event_id not in handled]
+    def handled(self, ids: Iterable[str]) -> set[str]:
+        """Those of some event ids whose events were handled."""
+        old = [event_id for event_id in ids if event_id <= self._newest]
+        return self._driver.run(self._handled(old)) if old else set()
 
     def _handled(self, ids: list[str]) -> Plan[set[str]]:
         params = (self._name, self._many(ids))
