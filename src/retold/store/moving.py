@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from retold.errors import StoreBusy, UsageError
+from retold.errors import StoreBusy, TransactionRolledBack, UsageError
 from retold.store.driver import Plan, Statement, UniqueViolation, drive
 from retold.store.listing import StoredEvent, events_with
 from retold.store.migrations import columns_of_tables
@@ -175,8 +175,8 @@ def put_events(dialect: Dialect, events: Sequence[StoredEvent]) -> Plan[int]:
                 ),
                 Statement(sql["commit"]),
             ]
-        except UniqueViolation:
-            # What an import that was killed had sent is stored by the server behind its back.
+        except (UniqueViolation, TransactionRolledBack):
+            # Another import; or what one that was killed had sent is stored by the server only now.
             yield [Statement(sql["rollback"])]
         else:
             _check_same(missing, (yield from _present(dialect, missing)))
