@@ -11,13 +11,19 @@ export PYTHONPATH := src:.
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup venv servers test check quick test-pythons bench soak format lock clean
+.PHONY: help demo demo-kafka setup venv servers test check docs quick test-pythons bench soak format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/demo ## run the example bank (needs python3 only)
 	@$(BIN)/python -m examples.bank
+
+DEMO_DATABASE ?= mysql
+
+demo-kafka: $(VENV)/demo-kafka ## the same with a database server, a relay and Kafka (DEMO_DATABASE=postgres)
+	@tests/rig/install.sh demo $(DEMO_DATABASE)
+	@$(BIN)/python -m examples.bank.servers $(DEMO_DATABASE)
 
 setup: venv servers ## all that a developer needs
 
@@ -26,7 +32,7 @@ venv: $(VENV)/dev ## the development environment, pinned by hash
 servers: ## install the servers that the tests start (none is left running)
 	@tests/rig/install.sh servers
 
-test: venv servers check ## the static checks and all tests, on every database
+test: venv servers check docs ## the static checks and all tests, on every database
 	@echo "== pytest, every database; the relay's tests run beside the others and are shown behind them"
 	@mkdir -p .cache; $(BIN)/pytest -m "not soak" tests/relay >.cache/relay-tests.log 2>&1 & relay=$$!; \
 	$(BIN)/pytest -m "not soak" --ignore=tests/relay; others=$$?; \
@@ -55,6 +61,10 @@ test-pythons: ## `make quick` with each supported Python that is found
 	  echo "== Python $$version not found: skipped"; \
 	done
 
+docs: .venv-docs/made ## the documentation as a site, in .cache/site; a link that leads nowhere fails
+	@echo "== mkdocs"
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+
 bench: venv servers ## the benchmarks
 	@$(BIN)/python -m benchmarks
 
@@ -64,12 +74,22 @@ soak: venv servers ## the tests that run for minutes
 format: venv ## format, and fix what ruff can
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
+.venv-docs/made: requirements-docs.txt
+	@echo "== .venv-docs, from requirements-docs.txt"
+	@tests/rig/install.sh python
+	@$(PYTHON) -m venv --clear .venv-docs
+	@.venv-docs/bin/python -m pip --quiet --disable-pip-version-check install \
+	  --no-deps --require-hashes -r requirements-docs.txt
+	@touch $@
+
 lock: ## pin the development requirements again, with the newest versions (needs uv)
 	@$(LOCK) --upgrade requirements-dev.in -o requirements-dev.txt
 	@$(LOCK) --upgrade requirements-demo.in -o requirements-demo.txt
+	@$(LOCK) --upgrade requirements-docs.in -o requirements-docs.txt
+	@$(LOCK) --upgrade requirements-demo-kafka.in -o requirements-demo-kafka.txt
 
 clean: ## delete what these targets made in this folder
-	@rm -rf .venv .venv-3.* .cache .*_cache .hypothesis .coverage* htmlcov build dist
+	@rm -rf .venv .venv-3.* .venv-docs .cache .*_cache .hypothesis .coverage* htmlcov build dist
 	@find src tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -79,9 +99,9 @@ $(BIN)/python:
 
 # The files pin all there is, so pip installs just that: left to resolve, it takes a dependency
 # with an extra (coverage[toml]) in its newest version, and stops because that has no hash.
-$(VENV)/demo: requirements-demo.txt | $(BIN)/python
-	@echo "== installing requirements-demo.txt"
-	@$(PIP) install --no-deps --require-hashes --only-binary :all: -r requirements-demo.txt
+$(VENV)/demo $(VENV)/demo-kafka: $(VENV)/%: requirements-%.txt | $(BIN)/python
+	@echo "== installing $<"
+	@$(PIP) install --no-deps --require-hashes --only-binary :all: -r $<
 	@touch $@
 
 $(VENV)/dev: requirements-dev.txt pyproject.toml | $(BIN)/python

@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-PROGRAMS = ("store", "subscriptions", "brokers", "relay")
+PROGRAMS = ("store", "subscriptions", "brokers", "relay", "consume")
 
 
 def main() -> int:

@@ -121,6 +121,9 @@ class Database:
     def note_place(self) -> None:
         """Where the floor will begin to read."""
 
+    def forget_place(self) -> None:
+        """Where no floor will."""
+
     def fill(self, shape: str, topic: str, events: int) -> None:
         """So many transactions, quickly: they need not be durable."""
         raise NotImplementedError
@@ -286,6 +289,10 @@ class PostgresDatabase(Database):
             self._execute(f"SELECT pg_drop_replication_slot('{SLOT}')")
         self._execute(f"SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput')::text")
         self._has_slot = True
+
+    def forget_place(self) -> None:
+        self._execute(f"SELECT pg_drop_replication_slot('{SLOT}')")
+        self._has_slot = False
 
     def fill(self, shape: str, topic: str, events: int) -> None:
         self._execute(

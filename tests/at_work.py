@@ -6,11 +6,12 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from retold import EventStore, Subscription
+from retold import EventStore
+from retold.store.running import Runnable
 
 
 @contextmanager
-def at_work(store: EventStore, *subscriptions: Subscription) -> Generator[None]:
+def at_work(store: EventStore, *subscriptions: Runnable) -> Generator[None]:
     """`run` in a thread for the time of the block, in which it must not fail."""
     stop, failures = threading.Event(), list[BaseException]()
 

@@ -1,188 +1,79 @@
 """The bank at work: `make demo`, or `python -m examples.bank --help`.
 
-Several processes request transfers and several stand ready to carry them out, all on one SQLite
-file. Half-way the worker at the head is killed without warning; another takes over where it was.
-In the end an audit reads the file without retold.
+Several processes request transfers and several stand ready to carry them out: on one SQLite file, on
+a server's database, or with a relay and Kafka in between; the URLs make the difference. Half-way a
+member that is at work is killed without warning, and before that the relay; others go on where they
+were. In the end an audit reads the database without retold.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
+import os
 import signal
-import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from examples.bank.audit import audit, lines
 from examples.bank.domain import Account
-from examples.bank.processes import open_accounts, request, work
-from retold import EventStore
+from examples.bank.members import Failed, Processes, topics, verify
+from examples.bank.processes import open_accounts
+from examples.bank.showing import Bar, bar
+from examples.bank.tables import Tables, is_sqlite
+from retold import EventStore, RetoldError
 
-_SPAWN = multiprocessing.get_context("spawn")
-_LOOK_S = 0.02
-
-
-class Failed(Exception):
-    """The demo cannot go on."""
+_ENDINGS = "('bank.TransferCompleted', 'bank.TransferRefused')"
 
 
 class Bank:
     """What the demo sees of the bank from outside, by plain SQL."""
 
-    def __init__(self, path: Path) -> None:
-        self._database = sqlite3.connect(path)
-        self._seen = 0
+    def __init__(self, url: str) -> None:
+        self._tables = Tables(url)
+        # A server's time is better spent on transfers.
+        self.pause = 0.02 if is_sqlite(url) else 0.1
         self.completed = self.refused = 0
 
     def look(self) -> int:
-        """How many transfers have come to their end; counts what is new since the last look."""
-        rows = self._database.execute(
-            "SELECT position, event_type FROM events WHERE position > ? ORDER BY position",
-            (self._seen,),
+        """How many transfers have come to their end."""
+        found = self._tables.rows(
+            f"SELECT event_type, count(*) FROM events WHERE event_type IN {_ENDINGS} "
+            "GROUP BY event_type"
         )
-        for self._seen, event_type in rows:
-            self.completed += event_type == "bank.TransferCompleted"
-            self.refused += event_type == "bank.TransferRefused"
+        counts: dict[str, int] = dict(found)
+        self.completed = counts.get("bank.TransferCompleted", 0)
+        self.refused = counts.get("bank.TransferRefused", 0)
         return self.completed + self.refused
 
     def events(self) -> int:
-        (count,) = self._database.execute("SELECT count(*) FROM events").fetchone()
+        ((count,),) = self._tables.rows("SELECT count(*) FROM events")
         return int(count)
 
-    def active_worker(self) -> int | None:
-        """The process that holds the subscription's lease: host/namespace/pid/start/token."""
-        row = self._database.execute(
-            "SELECT owner FROM subscriptions WHERE name = 'transfers'"
-        ).fetchone()
-        return int(row[0].split("/")[2]) if row and row[0] else None
+    def owners(self) -> set[int]:
+        """The processes that hold a share of the subscription: host/namespace/pid/start/token."""
+        rows = self._tables.rows("SELECT owner FROM subscriptions WHERE name = 'transfers'")
+        return {int(owner.split("/")[2]) for (owner,) in rows if owner}
 
     def close(self) -> None:
-        self._database.close()
-
-
-class Processes:
-    """The demo's processes; `close` ends those that still run."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._workers: list[SpawnProcess] = []
-        self._requesters: list[SpawnProcess] = []
-
-    def start_worker(self) -> None:
-        self._workers.append(_started(_SPAWN.Process(target=work, args=(self._url,))))
-
-    def start_requester(self, accounts: Sequence[str], count: int, seed: int) -> None:
-        args = (self._url, accounts, count, seed)
-        self._requesters.append(_started(_SPAWN.Process(target=request, args=args)))
-
-    def kill_worker(self, pid: int) -> None:
-        """SIGKILL, as a crash or the kernel's out-of-memory killer would."""
-        (worker,) = [each for each in self._workers if each.pid == pid]
-        self._workers.remove(worker)
-        worker.kill()
-        worker.join()
-
-    def check(self) -> None:
-        """Raises Failed when a process ended that should not have."""
-        if any(worker.exitcode is not None for worker in self._workers):
-            raise Failed("a worker stopped; its error is above")
-        if any(requester.exitcode for requester in self._requesters):
-            raise Failed("a requester failed; its error is above")
-
-    def close(self) -> None:
-        everyone = self._workers + self._requesters
-        for process in everyone:
-            process.terminate()
-        for process in everyone:
-            process.join(10)
-            process.kill()
-
-
-def _started(process: SpawnProcess) -> SpawnProcess:
-    """Start a process that leaves Ctrl-C to this one."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        process.start()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    return process
-
-
-# --- showing it ----------------------------------------------------------------------------------
-
-
-class Bar(Protocol):
-    def show(self, done: int) -> None: ...
-    def say(self, text: str) -> None: ...
-
-
-class _RichBar:
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress = progress
-        self._task = progress.add_task("transfers", total=total)
-
-    def show(self, done: int) -> None:
-        self._progress.update(self._task, completed=done)
-
-    def say(self, text: str) -> None:
-        self._progress.console.print(text, highlight=False)
-
-
-class _PlainBar:
-    """A line for every tenth, where no terminal is there to draw on."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._tenths = 0
-
-    def show(self, done: int) -> None:
-        if (tenths := done * 10 // self._total) > self._tenths:
-            self._tenths = tenths
-            self.say(f"{done:,} of {self._total:,} transfers")
-
-    def say(self, text: str) -> None:
-        print(text, flush=True)
-
-
-@contextmanager
-def _bar(console: Console, total: int) -> Generator[Bar]:
-    if not console.is_terminal:
-        yield _PlainBar(total)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
-        yield _RichBar(progress, total)
-
-
-# --- the demo ------------------------------------------------------------------------------------
+        self._tables.close()
 
 
 @dataclass(frozen=True)
 class Options:
     transfers: int
     accounts: int
-    workers: int
-    database: Path | None
-
-
-@dataclass
-class Takeover:
-    killed: int
-    by: int
-    seconds: float
+    members: int
+    database: str
+    kafka: str
 
 
 def _shares(total: int, parts: int) -> Iterator[int]:
@@ -190,52 +81,98 @@ def _shares(total: int, parts: int) -> Iterator[int]:
         yield total // parts + (part < total % parts)
 
 
-def _carry_out(options: Options, bank: Bank, processes: Processes, bar: Bar) -> Takeover:
-    """Watch until every transfer has ended; kill the active worker half-way."""
-    takeover: Takeover | None = None
-    while (done := bank.look()) < options.transfers:
-        bar.show(done)
-        processes.check()
-        pid = bank.active_worker()
-        if takeover is None and done >= options.transfers // 2 and pid is not None:
-            processes.kill_worker(pid)
-            began = time.monotonic()
-            bar.say(f"half-way: killed the active worker (process {pid}) with SIGKILL")
-            processes.start_worker()
-            while (successor := bank.active_worker()) in (pid, None):
-                processes.check()
-                time.sleep(_LOOK_S / 10)  # to measure by
-            takeover = Takeover(pid, successor or 0, time.monotonic() - began)
-            bar.say(f"process {successor} took over; another worker was started to stand by")
-        time.sleep(_LOOK_S)
-    bar.show(done)
-    if takeover is None:
-        raise Failed("every transfer was done before a worker could be killed: use more of them")
-    return takeover
+class _Show:
+    """Watches the transfers, and does the killing."""
+
+    def __init__(self, options: Options, bank: Bank, processes: Processes, bar: Bar) -> None:
+        self._options, self._bank, self._processes, self._bar = options, bank, processes, bar
+        self.takeover: float | None = None
+        """Seconds until the share of the killed member was somebody else's; Kafka does not say."""
+
+    def carry_out(self) -> None:
+        """Watch until every transfer has ended."""
+        total = self._options.transfers
+        relay_killed, member_killed = not self._options.kafka, False
+        while (done := self._bank.look()) < total:
+            self._bar.show(done)
+            self._processes.check()
+            if not relay_killed and done >= total // 4:
+                relay_killed = True
+                self._kill_the_relay()
+            if not member_killed and done >= total // 2:
+                member_killed = self._kill_a_member()
+            time.sleep(self._bank.pause)
+        self._bar.show(done)
+        if not member_killed:
+            raise Failed("every transfer was done before a member could be killed: use more")
+
+    def _kill_the_relay(self) -> None:
+        pid = self._processes.kill_relay()
+        self._processes.start_relay()
+        self._bar.say(f"killed the relay (process {pid}) with SIGKILL; started another one")
+
+    def _kill_a_member(self) -> bool:
+        """False when none is at work."""
+        if self._options.kafka:
+            pid = self._processes.kill_member()
+            self._processes.start_member()
+            self._bar.say(f"half-way: killed a member (process {pid}) with SIGKILL")
+            self._bar.say("Kafka misses it after 6 s; another one was started")
+            return True
+        owners = self._bank.owners()
+        if not owners:
+            return False
+        pid = self._processes.kill_member(min(owners))
+        began = time.monotonic()
+        self._bar.say(f"half-way: killed a member at work (process {pid}) with SIGKILL")
+        self._processes.start_member()
+        while not (heirs := self._bank.owners()) or pid in heirs:
+            self._processes.check()
+            time.sleep(0.002)  # to measure by
+        self.takeover = time.monotonic() - began
+        who = ", ".join(map(str, sorted(heirs)))
+        self._bar.say(f"process {who} took over; another member was started")
+        return True
 
 
-def _run(options: Options, path: Path, console: Console) -> bool:
+def _run(options: Options, folder: Path, console: Console) -> bool:
     """The whole demo; whether the audit found the bank in order."""
+    url, kafka = options.database, options.kafka
     with ExitStack() as stack:
-        store = stack.enter_context(EventStore(f"sqlite:///{path}"))
-        accounts = open_accounts(store, options.accounts)
-        bank = stack.enter_context(closing(Bank(path)))
-        processes = stack.enter_context(closing(Processes(f"sqlite:///{path}")))
-        console.print(
-            f"{options.transfers:,} transfers between {options.accounts:,} accounts, in {path}",
-            highlight=False,
+        store = stack.enter_context(EventStore(url))
+        store.migrate(
+            subscriptions=not kafka and not is_sqlite(url), polling=bool(kafka) and is_sqlite(url)
         )
-        for _ in range(options.workers):
-            processes.start_worker()
+        bank = stack.enter_context(closing(Bank(url)))
+        _refuse_what_is_there(bank, kafka)
+        accounts = open_accounts(store, options.accounts)
+        processes = stack.enter_context(closing(Processes(url, kafka, folder)))
+        where = f"{url.rpartition('@')[2]}" + (f", through Kafka at {kafka}" if kafka else "")
+        console.print(
+            f"{options.transfers:,} transfers between {options.accounts:,} accounts, in {where}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        if kafka:
+            # A new relay finds its place in the log sooner while nobody writes.
+            processes.start_relay()
+            _wait_for_topic("bank.Account", kafka, processes)
         began = time.monotonic()
         for seed, share in enumerate(_shares(options.transfers, 2)):
-            processes.start_requester(accounts, share, seed)
-        with _bar(console, options.transfers) as bar:
-            takeover = _carry_out(options, bank, processes, bar)
+            processes.start_customer(accounts, share, seed)
+        if kafka:
+            # Members look for topics that are not there every few seconds only.
+            _wait_for_topic("bank.Transfer", kafka, processes)
+        for _ in range(options.members):
+            processes.start_member()
+        with bar(console, options.transfers) as shown:
+            show = _Show(options, bank, processes, shown)
+            show.carry_out()
         seconds = time.monotonic() - began
+        same, said = verify(url, kafka) if kafka else (True, "")
         processes.close()
         customers = store.repository(Account).find_many(accounts)
-        claims = audit(str(path), {id: found.state.balance for id, found in customers.items()})
+        claims = audit(url, {id: found.state.balance for id, found in customers.items()})
         events = bank.events()
     table = Table(show_header=False)
     for name, value in (
@@ -245,27 +182,58 @@ def _run(options: Options, path: Path, console: Console) -> bool:
         ("events", f"{events:,}"),
         ("seconds", f"{seconds:.1f}"),
         ("events per second", f"{events / seconds:,.0f}"),
-        ("takeover after SIGKILL", f"{takeover.seconds * 1000:,.0f} ms"),
     ):
         table.add_row(name, value)
+    if show.takeover is not None:
+        table.add_row("takeover after SIGKILL", f"{show.takeover * 1000:,.0f} ms")
     console.print(table)
     for line in lines(claims):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    return not any(claim.problems for claim in claims)
+    if kafka:
+        console.print(f"{'✓' if same else '✗'} retold verify:", highlight=False)
+        for line in said.splitlines():
+            console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
+    return same and not any(claim.problems for claim in claims)
 
 
-def _options() -> Options:
+def _wait_for_topic(name: str, kafka: str, processes: Processes) -> None:
+    while name not in topics(kafka):
+        processes.check()
+        time.sleep(0.1)
+
+
+def _refuse_what_is_there(bank: Bank, kafka: str) -> None:
+    """The audit is of this run alone."""
+    if bank.events():
+        raise Failed("the database has events: name an empty one")
+    if kafka and (there := [topic for topic in topics(kafka) if topic.startswith("bank.")]):
+        raise Failed(f"Kafka has the topic {there[0]} already: delete it, or name another Kafka")
+
+
+def _options(folder: Path) -> Options:
     parser = argparse.ArgumentParser(prog="python -m examples.bank", description=__doc__)
-    parser.add_argument("--transfers", type=int, default=2500, metavar="N")
+    parser.add_argument("--transfers", type=int, metavar="N")
     parser.add_argument("--accounts", type=int, default=100, metavar="N")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="one is active at once")
-    parser.add_argument("--database", type=Path, metavar="FILE", help="a new file, to be kept")
+    parser.add_argument("--members", type=int, metavar="N", help="that carry out transfers")
+    parser.add_argument(
+        "--database",
+        metavar="URL",
+        help="default: $RETOLD_DATABASE_URL, or a SQLite file that goes",
+    )
+    parser.add_argument("--kafka", metavar="HOST:PORT", help="default: $RETOLD_KAFKA, or none")
     given = parser.parse_args()
-    if min(given.transfers, given.accounts, given.workers) < 1:
-        parser.error("there must be at least one transfer, one account and one worker")
-    if given.database is not None and given.database.exists():
-        parser.error(f"{given.database} exists: name a new file")
-    return Options(given.transfers, given.accounts, given.workers, given.database)
+    database = given.database or os.environ.get("RETOLD_DATABASE_URL", "")
+    kafka = given.kafka or os.environ.get("RETOLD_KAFKA", "")
+    on_server = bool(kafka or (database and not is_sqlite(database)))
+    transfers = (1000 if on_server else 2500) if given.transfers is None else given.transfers
+    members = (3 if on_server else 2) if given.members is None else given.members
+    if min(transfers, given.accounts, members) < 1:
+        parser.error("there must be at least one transfer, one account and one member")
+    path = Path(database.removeprefix("sqlite:///").partition("?")[0])
+    if database and is_sqlite(database) and path.exists():
+        parser.error(f"{path} exists: name a new file")
+    database = database or f"sqlite:///{folder / 'bank.db'}"
+    return Options(transfers, given.accounts, members, database, kafka)
 
 
 def _terminated(signum: int, frame: FrameType | None) -> None:
@@ -273,14 +241,12 @@ def _terminated(signum: int, frame: FrameType | None) -> None:
 
 
 def main() -> int:
-    options = _options()
     signal.signal(signal.SIGTERM, _terminated)
-    console = Console()
     try:
-        with tempfile.TemporaryDirectory(prefix="retold-bank-") as folder:
-            path = options.database or Path(folder, "bank.db")
-            return 0 if _run(options, path, console) else 1
-    except Failed as failed:
+        with tempfile.TemporaryDirectory(prefix="retold-bank-") as name:
+            folder = Path(name)
+            return 0 if _run(_options(folder), folder, Console()) else 1
+    except (Failed, RetoldError) as failed:
         print(f"{failed}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

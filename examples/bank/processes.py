@@ -1,13 +1,15 @@
-"""What the demo's processes do: some request transfers, others carry them out."""
+"""What the demo's processes do: some request transfers, `retold run` carries them out."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from examples.bank.domain import Account, Transfer
-from examples.bank.transfers import transfers
 from retold import EventStore
+
+Order = tuple[str, str, int]
+"""Source, target, amount."""
 
 
 def open_accounts(store: EventStore, count: int) -> list[str]:
@@ -23,26 +25,25 @@ def open_accounts(store: EventStore, count: int) -> list[str]:
     return ids
 
 
+def orders(accounts: Sequence[str], chance: random.Random) -> Iterator[Order]:
+    """Transfers without end: small and large ones, to oneself, and some to nobody."""
+    while True:
+        source, target = chance.choice(accounts), chance.choice(accounts)
+        match chance.randrange(100):
+            case 0:
+                source = "nobody"
+            case 1:
+                target = "nobody"
+            case 2:
+                target = source
+            case _:
+                pass
+        yield source, target, chance.randint(1, 100)
+
+
 def request(url: str, accounts: Sequence[str], count: int, seed: int) -> None:
-    """Request transfers: small and large ones, to oneself, and some to nobody."""
-    chance = random.Random(seed)
+    """Request transfers."""
     with EventStore(url) as store:
         repository = store.repository(Transfer)
-        for _ in range(count):
-            source, target = chance.choice(accounts), chance.choice(accounts)
-            match chance.randrange(100):
-                case 0:
-                    source = "nobody"
-                case 1:
-                    target = "nobody"
-                case 2:
-                    target = source
-                case _:
-                    pass
-            repository.create(Transfer.request, source, target, chance.randint(1, 100))
-
-
-def work(url: str) -> None:
-    """Carry out transfers until told to stop."""
-    with EventStore(url) as store:
-        store.run(transfers)
+        for _, order in zip(range(count), orders(accounts, random.Random(seed)), strict=False):
+            repository.create(Transfer.request, *order)

@@ -8,6 +8,7 @@ from retold.errors import (
     KeyReused,
     NotFound,
     OutcomeUnknown,
+    Rejected,
     RetoldError,
     StoreUnavailable,
     TransactionRolledBack,
@@ -24,6 +25,7 @@ from retold.store.parked import ParkedEvent
 from retold.store.repository import AsyncRepository, Repository
 from retold.store.transactions import AsyncTransaction, Transaction
 from retold.subscriptions.delivery import AsyncDelivery, Delivery
+from retold.subscriptions.projection import Cursor, Projection
 from retold.subscriptions.retry import Retry
 from retold.subscriptions.subscription import Subscription
 from retold.upcasting import Raw, upcast
@@ -36,6 +38,7 @@ __all__ = [
     "AsyncTransaction",
     "Changed",
     "Codec",
+    "Cursor",
     "Delivery",
     "Entity",
     "EntityExists",
@@ -46,8 +49,10 @@ __all__ = [
     "OutcomeUnknown",
     "ParkedEvent",
     "Personal",
+    "Projection",
     "Raw",
     "Recorded",
+    "Rejected",
     "Repository",
     "RetoldError",
     "Retry",

@@ -213,6 +213,18 @@ class UnreadableEvent(RetoldError):
     reason: str
 
 
+@dataclass(eq=False)
+class Rejected(RetoldError):
+    """Projection {projection!r} refused a change of {entity_type} {entity_id!r}: {constraint} holds
+    such a value already. Nothing was stored. Tell whoever asked for it, or change what they asked
+    for."""
+
+    projection: str
+    entity_type: str
+    entity_id: str
+    constraint: str
+
+
 # --- the database -------------------------------------------------------------------------------
 
 
@@ -360,6 +372,42 @@ class NotParked(RetoldError, LookupError):
 
 
 @dataclass(eq=False)
+class Outgrown(RetoldError):
+    """A newer version of subscription {subscription!r} also handles {names}, and this one does not.
+    It stopped before such an event, so that none is skipped. Deploy the newer version everywhere;
+    if that was withdrawn for good, run retold subscriptions accept {subscription}"""
+
+    subscription: str
+    names: str
+
+
+@dataclass(eq=False)
+class NotSubscribed(RetoldError, LookupError):
+    """No subscription {subscription!r} has ever started on this database. See: retold subscriptions
+    list"""
+
+    subscription: str
+
+
+@dataclass(eq=False)
+class NothingOffered(RetoldError, LookupError):
+    """No member of subscription {subscription!r} stands by because it handles less than what was
+    handled before. There is nothing to accept: start the version that is to go on, and wait until it
+    says that it stands by."""
+
+    subscription: str
+
+
+@dataclass(eq=False)
+class NothingMissed(RetoldError, LookupError):
+    """Subscription {subscription!r} has missed no event {event_type!r}, or that was backfilled. See:
+    retold subscriptions list"""
+
+    subscription: str
+    event_type: str
+
+
+@dataclass(eq=False)
 class AssignmentLost(RetoldError):
     """Another process took over subscription {subscription!r}; this one may no longer save its
     position."""
@@ -369,10 +417,50 @@ class AssignmentLost(RetoldError):
 
 
 @dataclass(eq=False)
+class NotCaughtUp(RetoldError, TimeoutError):
+    """Projection {projection!r} did not come to version {version} of {entity_type} {entity_id!r}
+    within {seconds} s. Check that a member of it runs, that it does not lag (retold projections
+    list), and that no event of this entity is parked (retold parked list)."""
+
+    retriable: ClassVar[bool] = True
+    projection: str
+    entity_type: str
+    entity_id: str
+    version: str
+    seconds: float
+
+
+@dataclass(eq=False)
+class MembersAtWork(RetoldError):
+    """{count} members of subscription {subscription!r} are at work on this database. Nothing was
+    changed. Stop them first; one that was killed on another machine is missed after 30 s."""
+
+    subscription: str
+    count: int
+
+
+@dataclass(eq=False)
+class NotMoved(RetoldError):
+    """Subscription {subscription!r} has handled events with this database as its broker, and Kafka
+    does not know which. Nothing was handled. Stop its members there and run: retold move
+    {subscription} --database URL"""
+
+    subscription: str
+
+
+@dataclass(eq=False)
+class MovedToKafka(RetoldError):
+    """Subscription {subscription!r} was moved to Kafka. Nothing was handled here. Say where Kafka
+    is: kafka=… of the store, or retold run --kafka HOST:PORT."""
+
+    subscription: str
+
+
+@dataclass(eq=False)
 class UnreadableRecord(RetoldError):
-    """Record {offset} in partition {partition} of topic {topic!r} holds no event: {reason}. The
-    subscription stopped before it, nothing was skipped. Find out who writes to this topic; to go
-    on behind the record, set the consumer group's offset while no member runs."""
+    """Record {offset} in partition {partition} of topic {topic!r} holds no event: {reason}. Nothing
+    was skipped. Find out who writes to this topic; where the record is parked, retold parked skip
+    goes on behind it."""
 
     topic: str
     partition: int

@@ -63,7 +63,8 @@ class CausedBy:
         self._values = {"correlation_id": correlation, "causation_id": recorded_id}
 
     def __enter__(self) -> None:
-        self._token = _current.set({**_current.get(_NONE), **self._values})
+        around = _current.get(_NONE)
+        self._token = _current.set({**around, **self._values} if around else self._values)
 
     def __exit__(self, *error: object) -> None:
         _current.reset(self._token)

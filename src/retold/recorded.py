@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
@@ -15,7 +14,7 @@ from retold.metadata import TIME, decode_metadata
 from retold.upcasting import UnknownName, read_event
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from datetime import datetime
 
     from retold.codecs import Codec
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
 E_co = TypeVar("E_co", bound=Event, covariant=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded(Generic[E_co]):
+class Recorded(msgspec.Struct, Generic[E_co], frozen=True):
     """One event as recorded.
 
     id: the event id. name: the stored event type. time: when it was written (aware, UTC).
@@ -52,15 +50,19 @@ def read_row(
     event_data: str,
     trigger: str | None,
     metadata: str | None,
-) -> Iterator[Recorded[Event]]:
+) -> list[Recorded[Event]]:
     """What a row of the events table means today: one recorded event, several, or none."""
     found = decode_metadata(metadata)
     time = recorded_time(event_id, found)
     events = read_events(codec, entity_type, entity_id, event_id, event_type, event_data)
+    made: list[Recorded[Event]] = []
     for part, event in enumerate(events):
-        yield Recorded(
-            event_id, event_type, event, entity_type, entity_id, time, found, trigger, part
+        made.append(
+            Recorded(
+                event_id, event_type, event, entity_type, entity_id, time, found, trigger, part
+            )
         )
+    return made
 
 
 def read_events(

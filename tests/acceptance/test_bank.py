@@ -22,16 +22,21 @@ def python(*arguments: object) -> subprocess.CompletedProcess[str]:
         cwd=_ROOT,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=170,
         check=False,
     )
+
+
+def run_bank(url: str, *options: object, transfers: int = 200) -> subprocess.CompletedProcess[str]:
+    small = ("--transfers", transfers, "--accounts", 20)
+    return python("examples.bank", "--database", url, *small, *options)
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
     """The demo after it ran, and the file it left."""
     path = tmp_path_factory.mktemp("bank") / "bank.db"
-    return python("examples.bank", "--transfers", 200, "--accounts", 20, "--database", path), path
+    return run_bank(f"sqlite:///{path}"), path
 
 
 @pytest.fixture
@@ -72,20 +77,20 @@ def test_the_demo_shows_a_table_and_an_audit(
     assert completed > 0
     assert refused > 0
     claims = [line for line in done.stdout.splitlines() if line.startswith("✓ ")]
-    assert len(claims) == 7
+    assert len(claims) == 9
     assert claims[0] == "✓ money in = money out: 19,000 paid in, 19,000 on 20 accounts"
     assert "✗" not in done.stdout
 
 
 def test_the_audit_of_the_file_finds_no_problem(bank: Path) -> None:
-    done = python("examples.bank.audit", bank)
+    done = python("examples.bank.audit", f"sqlite:///{bank}")
     assert (done.returncode, done.stderr) == (0, "")
-    assert [line[0] for line in done.stdout.splitlines()] == ["✓"] * 6
+    assert [line[0] for line in done.stdout.splitlines()] == ["✓"] * 8
 
 
 def test_a_file_that_exists_is_not_written_over(bank: Path) -> None:
     before = bank.read_bytes()
-    done = python("examples.bank", "--database", bank)
+    done = python("examples.bank", "--database", f"sqlite:///{bank}")
     assert done.returncode == 2
     assert "exists: name a new file" in done.stderr
     assert bank.read_bytes() == before
@@ -144,6 +149,26 @@ CORRUPTIONS = {
         f"UPDATE events SET position = -1 WHERE position = {first('TransferCompleted')}",
         ["is out of order"],
     ),
+    "an event takes effect behind a later one of its entity": (
+        """UPDATE events SET triggering_event = (
+            SELECT opened.event_id FROM events cause JOIN events opened USING (entity_id)
+            WHERE cause.event_id = events.triggering_event
+            AND opened.event_type = 'bank.AccountOpened')
+        WHERE position = (
+            SELECT max(second.position) FROM events first
+            JOIN events cause1 ON cause1.event_id = first.triggering_event
+            JOIN events cause2 USING (entity_id)
+            JOIN events second ON second.triggering_event = cause2.event_id
+            AND second.entity_id = first.entity_id AND second.event_id > first.event_id
+            WHERE first.event_type = 'bank.AccountCredited'
+            AND second.event_type = 'bank.AccountCredited')""",
+        ["took effect too late"],
+    ),
+    "an event is parked": (
+        """INSERT INTO parked SELECT 'transfers', entity_type, entity_id, event_id, 0, event_type,
+        event_data, NULL, 'ValueError: no', '', 5, 0, NULL FROM events WHERE position = 7""",
+        ["is parked: ValueError: no"],
+    ),
     "an entity has no version": (
         "DELETE FROM entities WHERE entity_id = (SELECT min(entity_id) FROM entities)",
         ["has events but no version"],
@@ -156,13 +181,13 @@ def test_the_audit_finds_it_when(bank: Path, name: str) -> None:
     corruption, expected = CORRUPTIONS[name]
     with closing(sqlite3.connect(bank)) as database, database:
         assert database.execute(corruption).rowcount == 1
-    problems = [problem for claim in audit(str(bank)) for problem in claim.problems]
+    problems = [problem for claim in audit(f"sqlite:///{bank}") for problem in claim.problems]
     for text in expected:
         assert any(text in problem for problem in problems), problems
 
 
 def test_the_audit_finds_a_balance_that_is_shown_wrong(bank: Path) -> None:
-    *others, last = audit(str(bank), {"nobody": 7})
+    *others, last = audit(f"sqlite:///{bank}", {"nobody": 7})
     assert not any(claim.problems for claim in others)
     assert "account nobody: None, shown 7" in last.problems
     assert len(last.problems) == 21
@@ -171,7 +196,7 @@ def test_the_audit_finds_a_balance_that_is_shown_wrong(bank: Path) -> None:
 def test_the_audit_says_by_its_exit_code_that_it_found_something(bank: Path) -> None:
     with closing(sqlite3.connect(bank)) as database, database:
         database.execute("DELETE FROM events WHERE event_type = 'bank.TransferCompleted'")
-    done = python("examples.bank.audit", bank)
+    done = python("examples.bank.audit", f"sqlite:///{bank}")
     assert done.returncode == 1
     assert "✗ no transfer is left open" in done.stdout
     assert " more" in done.stdout

@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+import retold
+import retold.errors
+
 _ROOT = Path(__file__).parents[2]
 _PAGES = sorted([*_ROOT.glob("*.md"), *_ROOT.glob("docs/**/*.md")])
 _FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -126,3 +129,10 @@ def test_every_page_can_be_reached_from_the_index() -> None:
         links = _LINK.finditer(_without_code(page))
         ahead += [page.parent / link["file"] for link in links if "://" not in link["file"]]
     assert set(_PAGES) <= reached
+
+
+def test_the_reference_has_every_public_name() -> None:
+    pages = "".join(page.read_text("utf-8") for page in _ROOT.glob("docs/reference/*.md"))
+    shown = set(re.findall(r"^::: retold\.(\w+)$", pages, re.MULTILINE))
+    errors = {name for name in retold.__all__ if hasattr(retold.errors, name)}
+    assert shown == {*retold.__all__, "testing"} - errors

@@ -21,6 +21,8 @@ from retold.brokers.kafka_consumer import KafkaConsumer
 from retold.brokers.published import topic_name
 from retold.relay.source import Row
 from retold.relay.wire import records
+from tests.consuming.publishing import OnItsOwn
+from tests.relay.publishing import publish
 
 _admin: Any = import_module("confluent_kafka.admin")
 
@@ -55,7 +57,8 @@ class KafkaBroker:
             "fetch.wait.max.ms": "20",
         }
         # Groups, too, are each test's own.
-        return KafkaConsumer(
+        return OnItsOwn(
+            self.store().driver,
             self.bootstrap,
             self.prefix + name,
             topics,
@@ -102,7 +105,7 @@ def copying(broker: KafkaBroker, publisher: KafkaPublisher) -> Generator[None]:
                 made = [
                     record._replace(topic=broker.prefix + record.topic) for record in records(rows)
                 ]
-                publisher.publish(made, b"-")
+                publish(publisher, made, b"-")
                 position = found[-1][0]
 
     def work() -> None:

@@ -16,10 +16,10 @@ from tests.conformance.conftest import Opening
 from tests.conformance.domain import Account, Listed, Savings
 from tests.conformance.raw import path_of, rows
 from tests.rig import SERVERS
+from tests.steps import STEPS
 
 FreshDatabase = Callable[[str], str]
 
-STEPS = ["0001_tables", "0002_parked"]
 # The same to a reader in a hurry, and to many a collation.
 CONFUSABLE = [
     "ann",

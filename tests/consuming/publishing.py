@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
+import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
 from confluent_kafka import Producer
 
+from retold import EventStore
 from retold.brokers.base import Message
 from retold.brokers.kafka_consumer import KafkaConsumer
 from retold.errors import AssignmentLost, BrokerUnavailable
@@ -56,10 +60,25 @@ def batch(events: Sequence[dict[str, str]]) -> bytes:
     return header + none + b"\0\0" + len(events).to_bytes(2, "little") + inner
 
 
-class Topic:
-    """A topic of a test's own."""
+class OnItsOwn(KafkaConsumer):
+    """Closes its store with itself."""
 
-    def __init__(self, bootstrap: str, partitions: int, *, exists: bool = True) -> None:
+    def close(self) -> None:
+        super().close()
+        self._driver.close()
+
+
+class Topic:
+    """A topic of a test's own, and the database of those who consume it."""
+
+    def __init__(
+        self, bootstrap: str, partitions: int, *, exists: bool = True, database: str = ""
+    ) -> None:
+        if not database:
+            folder = tempfile.mkdtemp()
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            database = f"sqlite:///{folder}/store.db"
+        self.database = database
         self.bootstrap, self.name, self.partitions = (
             bootstrap,
             f"t-{secrets.token_hex(6)}",
@@ -99,7 +118,8 @@ class Topic:
         self, name: str = "letters", start: Any = "beginning", **options: Any
     ) -> KafkaConsumer:
         settings = QUICK | options.pop("settings", {})
-        return KafkaConsumer(
+        return OnItsOwn(
+            EventStore(self.database).driver,
             options.pop("bootstrap", self.bootstrap),
             f"{self.name}.{name}",
             [ENTITY_TYPE],

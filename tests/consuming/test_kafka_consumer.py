@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import multiprocessing
 import os
@@ -23,15 +24,18 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from retold.brokers import kafka_consumer
+from retold import EventStore
+from retold.brokers import kafka_consumer, kafka_held
 from retold.brokers.base import Message
 from retold.brokers.kafka_consumer import KafkaConsumer
 from retold.brokers.published import events_in, topic_name
+from retold.brokers.unreadable import UNREADABLE, events_of
 from retold.errors import AssignmentLost, BrokerUnavailable, PositionGone, UnreadableRecord
 from tests.consuming.publishing import (
     CREDITED,
     ENTITY_TYPE,
     OTHER,
+    OnItsOwn,
     Topic,
     Working,
     amounts,
@@ -66,6 +70,13 @@ def committed(topic: Topic, name: str = "letters", partition: int = 0) -> tuple[
         return found.offset, found.metadata or None
 
 
+def nowhere(entity_type: str, patience: float = kafka_consumer.PATIENCE_S) -> KafkaConsumer:
+    """A member where no broker is, which needs no database either."""
+    driver = EventStore("sqlite:///unused.db").driver
+    where = "127.0.0.1:1", "letters", [entity_type], [CREDITED]
+    return OnItsOwn(driver, *where, "beginning", patience=patience)
+
+
 # --- records -------------------------------------------------------------------------------------
 
 
@@ -80,7 +91,8 @@ def test_what_java_published_is_understood(bootstrap: str, database: str) -> Non
         topic.put(value.encode() if value else bytes.fromhex(sample["value_hex"]), sample["key"])
     topic.flush()
     types = {row["entity_type"] for row in rows}
-    consumer = KafkaConsumer(
+    consumer = OnItsOwn(
+        EventStore(topic.database).driver,
         bootstrap,
         f"{topic.name}.java",
         sorted(types)[:1],
@@ -109,7 +121,7 @@ def _ids(sample: dict[str, Any]) -> list[str]:
 
 
 def test_a_nested_java_class_is_found_under_its_topic() -> None:
-    consumer = KafkaConsumer("127.0.0.1:1", "letters", ["Branch$Vault"], ["Opened"], "beginning")
+    consumer = nowhere("Branch$Vault")
     assert consumer._topics == ["Branch_DLR_Vault"] == [topic_name("Branch$Vault")]
 
 
@@ -137,18 +149,21 @@ def test_an_event_of_another_type_is_passed_over_without_being_parsed(topic: Top
         assert amounts(take(consumer, 1)) == [2]
 
 
-def test_a_record_that_is_no_event_stops_it_behind_those_before(topic: Topic) -> None:
+def test_a_record_that_is_no_event_is_a_message_of_the_entity_that_its_key_names(
+    topic: Topic,
+) -> None:
     topic.publish(1)
-    topic.put(b"no event at all")
+    topic.put(b"no event \xff", "b")
     topic.publish(2)
     with closing(topic.member()) as consumer:
-        taken = take(consumer, 1)
-        for _ in range(2):
-            with pytest.raises(UnreadableRecord) as caught:
-                consumer.poll(100, 10)
-            assert (caught.value.partition, caught.value.offset) == (0, 1)
-        consumer.commit(behind(taken))
-    assert committed(topic)[0] == 1
+        _, unreadable, _ = take(consumer, 3)
+    assert (unreadable.topic, unreadable.key) == (ENTITY_TYPE, "b")
+    assert unreadable.event_type == UNREADABLE
+    found = json.loads(unreadable.data)
+    assert (found["topic"], found["partition"], found["offset"]) == (topic.name, 0, 1)
+    assert base64.b64decode(found["value_base64"]) == b"no event \xff"
+    with pytest.raises(UnreadableRecord):
+        events_of(unreadable)
 
 
 def test_what_nobody_wants_is_not_read_again(topic: Topic) -> None:
@@ -267,9 +282,9 @@ def test_while_members_come_and_go_nothing_is_lost_and_each_key_keeps_its_order(
         assert sum(b <= a for a, b in pairwise(own)) <= 4
 
 
-def work_and_tell(topic_name: str, bootstrap: str, partitions: int, pipe: Connection) -> None:
-    topic = Topic(bootstrap, partitions, exists=False)
-    topic.name = topic_name
+def work_and_tell(like: tuple[str, str], bootstrap: str, pipe: Connection) -> None:
+    topic = Topic(bootstrap, 6, exists=False, database=like[1])
+    topic.name = like[0]
     with closing(topic.member(settings={"session.timeout.ms": "1000"})) as consumer:
         while True:
             for message in consumer.poll(10, 0.2):
@@ -285,7 +300,7 @@ def test_when_a_member_is_killed_the_others_go_on_where_it_was(bootstrap: str) -
     for _ in range(3):
         mine, other = _PROCESSES.Pipe()
         process = _PROCESSES.Process(
-            target=work_and_tell, args=(topic.name, bootstrap, 6, other), daemon=True
+            target=work_and_tell, args=((topic.name, topic.database), bootstrap, other), daemon=True
         )
         process.start()
         other.close()
@@ -332,7 +347,7 @@ def test_what_is_in_hand_may_be_committed_while_its_partition_is_revoked(bootstr
         second = Working(topic.member(assignor="range"), lambda message: None)
         eventually(lambda: _revoking(first))
         first.commit(behind(taken))
-        eventually(lambda: len(first._shares) == 3)
+        eventually(lambda: len(first.held) == 3)
         second.stop()
     assert [committed(topic, partition=n)[0] for n in range(6)] == [1] * 6
 
@@ -348,6 +363,35 @@ def _revoking(consumer: KafkaConsumer) -> bool:
     return False
 
 
+@pytest.mark.parametrize("assignor", ["cooperative-sticky", "range"])
+def test_a_rebalance_waits_for_a_slow_handler_and_nothing_comes_twice(
+    bootstrap: str, assignor: str
+) -> None:
+    topic = crowded(bootstrap)
+    for n in range(18):
+        topic.publish(n, key=f"k{n % 6}", partition=n % 6)
+    handled: list[int] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def handle_slowly(message: Message) -> None:
+        begun.set()
+        assert go_on.wait(30)
+        handled.extend(amounts([message]))
+
+    slow, quick = topic.member(assignor=assignor), topic.member(assignor=assignor)
+    first = Working(slow, handle_slowly)
+    assert begun.wait(30)
+    second = Working(quick, lambda message: handled.extend(amounts([message])))
+    eventually(lambda: _revoking(slow) or quick.assigned)
+    go_on.set()
+    eventually(lambda: len(handled) >= 18)
+    topic.publish(18)
+    eventually(lambda: 18 in handled)
+    first.stop()
+    second.stop()
+    assert sorted(handled) == list(range(19))
+
+
 def test_a_commit_after_the_revocation_is_refused(
     bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,7 +405,23 @@ def test_a_commit_after_the_revocation_is_refused(
         with pytest.raises(AssignmentLost):
             first.commit(behind(taken))
         # Those that are still its own are saved all the same.
-        assert {m.partition for m in again}.isdisjoint(first._shares)
+        assert {m.partition for m in again}.isdisjoint(first.held)
+
+
+def test_a_member_without_a_partition_leaves_the_group_when_it_closes(topic: Topic) -> None:
+    admin: Any = _admin.AdminClient({"bootstrap.servers": topic.bootstrap})
+    group = f"{topic.name}.letters"
+
+    def members() -> int:
+        return len(admin.describe_consumer_groups([group])[group].result(30).members)
+
+    topic.publish(1)
+    with closing(topic.member()) as first:
+        take(first, 1)
+        with closing(topic.member()) as second:
+            assert not second.poll(100, 0)
+            assert members() == 2
+        assert members() == 1
 
 
 def test_a_handler_slower_than_the_longest_poll_keeps_its_partition(topic: Topic) -> None:
@@ -369,28 +429,41 @@ def test_a_handler_slower_than_the_longest_poll_keeps_its_partition(topic: Topic
     quick = {"max.poll.interval.ms": "1000", "session.timeout.ms": "1000"}
     with closing(topic.member(settings=quick)) as consumer:
         taken = take(consumer, 1, limit=1)
-        share = dict(consumer._shares)
+        held = consumer.held
         time.sleep(2.5)
         consumer.commit(behind(taken))
-        assert consumer._shares == share
+        assert consumer.held == held
         assert amounts(take(consumer, 1)) == [2]
 
 
 def test_a_handler_that_takes_nothing_fills_no_memory(
     topic: Topic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kafka_consumer, "_BUFFERED", 100)
-    monkeypatch.setattr(kafka_consumer, "_FULL_S", 0.1)
+    monkeypatch.setattr(kafka_held, "BUFFERED", 100)
+    monkeypatch.setattr(kafka_consumer, "FULL_S", 0.1)
     for number in range(3_000):
         topic.put(json.dumps(event("a", number)).encode())
     topic.flush()
     with closing(topic.member()) as consumer:
         taken = take(consumer, 1, limit=1)
         eventually(lambda: bool(consumer._paused))
-        assert len(consumer._buffer) <= 100 + 2 * kafka_consumer._AT_ONCE
+        assert len(consumer._held.buffer) <= 100 + 2 * kafka_consumer.AT_ONCE
         while len(taken) < 3_000:
             taken += consumer.poll(7, 5)
     assert amounts(taken) == list(range(3_000))
+
+
+def test_commits_while_the_buffer_is_full_do_not_fill_it_further(
+    topic: Topic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_held, "BUFFERED", 100)
+    for number in range(5_000):
+        topic.put(json.dumps(event("a", number)).encode())
+    topic.flush()
+    with closing(topic.member()) as consumer:
+        for _ in range(15):
+            consumer.commit(behind(take(consumer, 1, limit=1)))
+            assert len(consumer._held.buffer) <= 100 + 2 * kafka_consumer.AT_ONCE
 
 
 # --- the broker ----------------------------------------------------------------------------------
@@ -424,15 +497,13 @@ def test_a_broker_that_restarts_is_waited_for(own_kafka: Kafka) -> None:
 
 
 def test_a_broker_that_is_not_there_is_told_by_the_first_poll() -> None:
-    consumer = KafkaConsumer(
-        "127.0.0.1:1", "letters", [ENTITY_TYPE], [CREDITED], "beginning", patience=0.5
-    )
+    consumer = nowhere(ENTITY_TYPE, patience=0.5)
     with closing(consumer), pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1:1"):
         consumer.poll(100, 0)
 
 
 def test_a_waiting_poll_ends_with_close() -> None:
-    consumer = KafkaConsumer("127.0.0.1:1", "letters", [ENTITY_TYPE], [CREDITED], "beginning")
+    consumer = nowhere(ENTITY_TYPE)
     poll = threading.Thread(target=consumer.poll, args=(1, 3600), daemon=True)
     poll.start()
     consumer.close()

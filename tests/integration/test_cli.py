@@ -10,6 +10,7 @@ import pytest
 
 from retold.cli import main
 from tests.rig.databases import query, with_parts
+from tests.steps import told
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,9 +24,9 @@ def test_migrate(
 ) -> None:
     url = fresh_database(kind)
     assert main(["migrate", "--check", "--database", url]) == 1
-    assert capsys.readouterr().out == "pending 0001_tables\npending 0002_parked\n"
+    assert capsys.readouterr().out == told("pending")
     assert main(["migrate", "--database", url]) == 0
-    assert capsys.readouterr().out == "applied 0001_tables\napplied 0002_parked\n"
+    assert capsys.readouterr().out == told("applied")
     assert main(["migrate", "--database", url]) == 0
     assert main(["migrate", "--check", "--database", url]) == 0
     assert query(url, "SELECT count(*) FROM events") == [(0,)]
@@ -49,7 +50,7 @@ def test_two_at_once_apply_each_step_once(kind: str, fresh_database: Callable[[s
     printed = sorted(process.communicate(timeout=60)[0] for process in both)
     assert [process.returncode for process in both] == [0, 0]
     assert printed == [
-        "applied 0001_tables\napplied 0002_parked\n",
+        told("applied"),
         "nothing to do: the tables are up to date\n",
     ]
 

@@ -274,7 +274,7 @@ def test_a_member_that_lost_its_partition_cannot_park(url: str, store: EventStor
     sql, at = store.driver.dialect.queries, Queue("press", "test_lanes.Book", "ann")
     failed = Failure("no paper", "", 1)
 
-    def park(position: int) -> bool:
+    def park(position: int) -> str | None:
         partition = next(iter(member.held))
         statement = member.owned(partition)
         event = Event("1", "test_lanes.Noted", "{}", None)
@@ -288,6 +288,47 @@ def test_a_member_that_lost_its_partition_cannot_park(url: str, store: EventStor
         with pytest.raises(AssignmentLost):
             park(10)
         assert queue(store) == []
+    finally:
+        member.close()
+
+
+@pytest.mark.parametrize("kind", ["postgres18", "mysql8", "sqlite"])
+def test_what_was_to_wait_behind_a_queue_that_is_gone_is_handled(
+    url: str, store: EventStore
+) -> None:
+    press = Press(1)
+    with at_work(store, press.subscription):
+        book(store, "ann", 1)
+        wait_for(lambda: len(queue(store)) == 1)
+        rows(url, "DELETE FROM parked")
+        store.repository(Book).update("ann", Book.note, 2)
+        wait_for(lambda: press.of("ann") == [2])
+        wait_for(lambda: queue(store) == [])
+        store.repository(Book).update("ann", Book.note, 3)
+        wait_for(lambda: press.of("ann") == [2, 3])
+
+
+@pytest.mark.parametrize("kind", ["postgres18", "mysql8", "sqlite"])
+def test_a_partition_that_was_somebody_elses_for_a_while_is_held_anew(
+    url: str, store: EventStore
+) -> None:
+    member = owned(store)
+    try:
+        before = dict(member.held)
+        rows(url, "UPDATE subscriptions SET owner = 'elsewhere'")
+        rows(
+            url,
+            "UPDATE subscriptions SET owner = NULL, lease_until = 0"
+            if "sqlite" in url
+            else "UPDATE subscriptions SET owner = NULL",
+        )
+        if isinstance(member, NumberedConsumer):
+            member._share_at = 0.0
+        else:
+            member._renew()
+        member.poll(1, 1)
+        assert member.held.keys() == before.keys()
+        assert all(member.held[partition] is not time for partition, time in before.items())
     finally:
         member.close()
 

@@ -60,7 +60,7 @@ def test_what_was_taken_before_a_partition_was_lost_moves_no_position(
     ):
         one.done = True
     progress.advance()
-    progress.keep(held)
+    progress.keep(dict.fromkeys(held))
     assert progress.positions().keys() <= held
     again = progress.take(one.message for one in before if one.message.partition not in held)
     for one in before:
@@ -117,3 +117,12 @@ def test_each_key_is_worked_in_order_by_one_at_a_time(
     for n, key in enumerate(keys):
         expected[key].append(n + 1)
     assert worked == expected
+
+
+def test_a_partition_that_was_lost_for_a_while_begins_anew() -> None:
+    progress, first, second = Progress(), object(), object()
+    progress.keep({0: first, 1: first})
+    before = progress.take(arriving([(0, 1), (1, 1)]))
+    progress.keep({0: first, 1: second})
+    assert [one.hold.alive for one in before] == [True, False]
+    assert [hold.partition for hold in progress.fresh()] == [0, 1]

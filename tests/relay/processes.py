@@ -28,21 +28,22 @@ def eventually(what: Callable[[], bool], patience: float = PATIENCE_S) -> None:
         time.sleep(0.02)
 
 
-class Relay:
-    """`retold relay` as a process, started again and again; what it says goes on in one place.
+class Command:
+    """A command of retold as a process, started again and again; what it says goes on in one place.
 
     log: the file for it; one that nobody sees without.
     """
 
     def __init__(
         self,
+        command: str,
         url: str,
         kafka: str,
         *options: str,
         log: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self._options = options
+        self._command = (command, *options)
         self._environment = {"RETOLD_DATABASE_URL": url, "RETOLD_KAFKA": kafka} | dict(
             environment or {}
         )
@@ -50,9 +51,7 @@ class Relay:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        self._process = _retold(
-            "relay", *self._options, stderr=self._log, environment=self._environment
-        )
+        self._process = _retold(*self._command, stderr=self._log, environment=self._environment)
 
     @property
     def _started(self) -> subprocess.Popen[bytes]:
@@ -93,7 +92,7 @@ class Relay:
     def check(self) -> None:
         """Fail when it has ended."""
         code = self.code()
-        assert code is None, f"the relay ended with {code}:\n{self.last_words()}"
+        assert code is None, f"{self._command[0]} ended with {code}:\n{self.last_words()}"
 
     # --- its end
 
@@ -118,6 +117,20 @@ class Relay:
     def close(self) -> None:
         self.kill()
         self._log.close()
+
+
+class Relay(Command):
+    """`retold relay`."""
+
+    def __init__(
+        self,
+        url: str,
+        kafka: str,
+        *options: str,
+        log: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__("relay", url, kafka, *options, log=log, environment=environment)
 
 
 @contextmanager

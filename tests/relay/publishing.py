@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Sequence
 
 from retold.brokers.base import Record
 from retold.brokers.kafka import KafkaPublisher
@@ -27,6 +28,12 @@ def numbered(topic: str, first: int, count: int) -> list[Record]:
     ]
 
 
+def publish(publisher: KafkaPublisher, records: Sequence[Record], checkpoint: bytes) -> None:
+    """A transaction, until it is visible."""
+    publisher.publish(records, checkpoint, lambda: None)
+    publisher.settle()
+
+
 def main(bootstrap: str, name: str, topic: str, seed: str) -> int:
     chance = random.Random(int(seed))
     publisher = KafkaPublisher(name, bootstrap)
@@ -37,7 +44,9 @@ def main(bootstrap: str, name: str, topic: str, seed: str) -> int:
         count = chance.choice([1, 1, 10, 3000])
         print(following, flush=True)
         try:
-            publisher.publish(numbered(topic, following, count), b"%d" % (following + count))
+            publisher.publish(
+                numbered(topic, following, count), b"%d" % (following + count), lambda: None
+            )
         except Fenced:
             return FENCED
         following += count

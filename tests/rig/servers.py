@@ -149,6 +149,11 @@ class Private(Server):
         self._daemon.end(self.shutdown)
         self._launch()
 
+    def check(self) -> None:
+        """Raise when it has ended by itself."""
+        assert self._daemon is not None, "not started"
+        self._daemon.check()
+
     def pause(self) -> None:
         assert self._daemon is not None, "not started"
         self._daemon.send(signal.SIGSTOP)

@@ -19,11 +19,13 @@ from retold import (
     AsyncTransaction,
     Changed,
     Codec,
+    Cursor,
     Delivery,
     Entity,
     Event,
     EventStore,
     Personal,
+    Projection,
     Raw,
     Recorded,
     Repository,
@@ -190,6 +192,33 @@ async def write_later(delivery: AsyncDelivery[Debited]) -> None:
 
 @letters.on(Debited, of="typing.Savings")
 def for_any_event(delivery: Delivery[Event]) -> None: ...
+
+
+balances = Projection("balances", database="postgresql://localhost/reports", tables=["balances"])
+
+
+@balances.setup
+def make_tables(db: Cursor) -> None:
+    db.execute(f"CREATE TABLE {balances.table('balances')} (id TEXT)")
+
+
+@balances.on(Opened, of=Account)
+def count(delivery: Delivery[Opened], db: Cursor) -> None:
+    assert_type(delivery.event, Opened)
+    db.execute("SELECT 1 WHERE 1 = %s", (1,))
+    db.executemany("INSERT INTO balances VALUES (%s)", [("a",), ("b",)])
+    assert_type(db.rowcount, int)
+
+
+def projections(store: EventStore) -> None:
+    changed = store.repository(Account).create(Account.open, "ann", balance=1)
+    store.wait_for(balances, changed, timeout=1)
+    assert_type(store.drain(balances, letters), int)
+    assert_type(balances.rebuild(store, lambda progress: print(progress.behind)), bool)
+
+
+def inline_projections() -> EventStore:
+    return EventStore("sqlite:///x.db", projections=[Projection("unique", inline=True)])
 
 
 def subscriptions(store: EventStore) -> None:

@@ -13,9 +13,11 @@ from retold import (
     Aggregate,
     AsyncDelivery,
     AsyncEventStore,
+    Cursor,
     Delivery,
     Event,
     EventStore,
+    Projection,
     Repository,
     Subscription,
     Transaction,
@@ -191,6 +193,29 @@ def write(delivery: Delivery[Opened]) -> None:
 async def write_later(delivery: AsyncDelivery[Opened]) -> None:
     delivery.update(Account, "1", Account.debit, 3)  # error
     await delivery.update(Account, "1", Account.debit)  # error
+
+
+balances = Projection("balances", tables=["balances"])
+Projection("balances", on_error="skip")  # error
+balances.on(Account)  # error
+
+
+@balances.on(Opened)  # error
+def without_a_cursor(delivery: Delivery[Opened]) -> None: ...
+
+
+@balances.on(Opened)  # error
+def projects_another_event(delivery: Delivery[Debited], db: Cursor) -> None: ...
+
+
+@balances.on(Opened)  # error
+async def projects_later(delivery: Delivery[Opened], db: Cursor) -> None: ...
+
+
+@balances.on(Opened)
+def projects(delivery: Delivery[Opened], db: Cursor) -> None:
+    delivery.event.amount  # error
+    db.commit()  # error
 
 
 # --- upcasting, the test kit, metadata

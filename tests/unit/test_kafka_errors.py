@@ -12,6 +12,7 @@ from confluent_kafka import KafkaError
 from retold.brokers.kafka import KafkaPublisher, KafkaTopics
 from retold.brokers.kafka_cluster import Cluster, translate
 from retold.errors import BrokerRefused, BrokerUnavailable, Fenced, InvalidValue, UsageError
+from tests.relay.publishing import publish
 
 _NOWHERE = "127.0.0.1:1"
 
@@ -124,13 +125,14 @@ def test_no_secret_gets_into_an_error(setting: str) -> None:
 
 def test_publishing_needs_an_epoch() -> None:
     with pytest.raises(BrokerUnavailable, match="no epoch"):
-        KafkaPublisher("bank", _NOWHERE).publish([], b"{}")
+        publish(KafkaPublisher("bank", _NOWHERE), [], b"{}")
 
 
 _COLLECTED_IN_THE_CLIENT_S_THREAD = """
 import gc, time
 from confluent_kafka import TopicCollection
 from retold.brokers.kafka_cluster import Cluster
+from tests.relay.publishing import publish
 
 gc.disable()
 cluster = Cluster("127.0.0.1:1", {}, 1.0, None)

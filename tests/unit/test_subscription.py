@@ -546,9 +546,10 @@ def test_a_member_that_stands_by_waits_for_a_database_that_is_busy(
 ) -> None:
     letters, handled = Subscription("letters"), threading.Event()
     letters.on(Credited)(lambda _: handled.set())
+    store.drain(letters)  # so that it is known
     store.repository(Account).create(Account.credit, 1)
     soon = time.time_ns() // 1_000_000 + 1000
-    raw.execute("INSERT INTO subscriptions VALUES ('letters', 0, 0, 'elsewhere', ?)", (soon,))
+    raw.execute("UPDATE subscriptions SET owner = 'elsewhere', lease_until = ?", (soon,))
     raw.execute("BEGIN IMMEDIATE")
     url = f"sqlite:///{tmp_path / 'events.db'}?timeout=0.02"
     with EventStore(url) as impatient, at_work(impatient, letters):

@@ -5,9 +5,10 @@ A *publisher* writes records and the checkpoint that covers them, all or nothing
 * Epoch. `begin` ends whatever an earlier publisher of the same name had under way, so that it can
   make nothing visible any more, and returns the checkpoint saved last: it covers exactly the
   records that are visible.
-* Transaction. `publish` writes records in their order, and the checkpoint, in one transaction,
-  durable when the call returns. If it raises, begin again: the checkpoint tells whether the
-  transaction was committed.
+* Transaction. `publish` writes records in their order, and the checkpoint, in one transaction.
+  Transactions become visible in the order in which they were published, none before the one before
+  it; at most one is under way when the call returns. If it raises, begin again: the checkpoint
+  tells how many were committed.
 * Reading. Readers see records of committed transactions only (`read_committed`).
 * Waiting. Every call waits for a broker that is away, but for a bounded time, and not much longer
   than until the process is told to stop: then it raises BrokerUnavailable. A transaction in hand
@@ -34,20 +35,24 @@ A *consumer* hands the messages of some topics to one member of a subscription:
   updates keep the message's key.
 * Waiting. `poll` returns as soon as there is one message, and never waits for more. `wake` makes a
   waiting poll return. `wake` and `commit` may be called from any thread, `wake` after `close` too.
+* Generations. From the first event on that only newer members of the subscription handle, nothing
+  is handed out and no position saved: `poll` raises Outgrown. See wants.py.
 * Parking. `owned` lets the store's database refuse what a member that lost a partition would park.
+* Places. Who keeps positions elsewhere, beside what handlers write, passes `Places`. It is asked
+  whenever partitions are assigned, and what it says is where they go on, whatever was committed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
+
+import msgspec
 
 from retold.store.driver import Statement
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True, gc=False):
     """One event as published: a row of the events table.
 
     topic: the entity type. key: the entity id. data, metadata: JSON text.
@@ -127,12 +132,31 @@ class Publisher(Protocol):
         """
         ...
 
-    def publish(self, records: Sequence[Record], checkpoint: bytes) -> None:
-        """One transaction. Raises BrokerUnavailable, Fenced, RecordTooLarge, BrokerRefused."""
+    def publish(
+        self, records: Sequence[Record], checkpoint: bytes, committed: Callable[[], object]
+    ) -> None:
+        """One transaction more. It becomes visible behind those before it, or not at all.
+
+        It may still be under way when this returns; those before it are not. `committed` is called
+        when it is visible, in any thread. Raises BrokerUnavailable, Fenced, RecordTooLarge,
+        BrokerRefused, also for the one before; and what its `committed` raised.
+        """
+        ...
+
+    def settle(self) -> None:
+        """Wait until no transaction is under way. Raises what `publish` raises."""
         ...
 
     def close(self) -> None:
-        """End at once; a transaction under way is left to the next epoch to abort."""
+        """End at once; a transaction under way is left to the next epoch to end."""
+        ...
+
+
+class Places(Protocol):
+    """Keeps positions elsewhere than the broker does."""
+
+    def claim(self, places: Sequence[str]) -> Mapping[str, int]:
+        """Where partitions that were just assigned go on, by their places; 0 is the beginning."""
         ...
 
 
@@ -145,22 +169,31 @@ class Consumer(Protocol):
         ...
 
     @property
-    def held(self) -> Collection[int]:
-        """The partitions that are assigned to this member."""
+    def held(self) -> Mapping[int, object]:
+        """The partitions that are assigned to this member, each with an object that stands for this
+        time: one that was lost and came back has another."""
         ...
 
-    def owned(self, partition: int) -> Statement | None:
+    def place(self, partition: int) -> str:
+        """A name of the partition that stays the same, whatever else a subscription reads."""
+        ...
+
+    def reached(self) -> Mapping[int, int]:
+        """For partitions of which nothing is waiting to be polled: everything before this position
+        was polled, or nobody wants it."""
+        ...
+
+    def owned(self, partition: int) -> Statement:
         """A statement that, in a transaction of the store's database, returns the position saved
         of a partition, and nothing where it is not this member's; until the transaction ends it
-        stays so.
-
-        None where the database does not know: then something else must keep a member that lost a
-        partition from parking what its successor handled.
+        stays so. A position saved later than the partition was assigned may be missing.
         """
         ...
 
     def poll(self, limit: int, timeout: float) -> Sequence[Message]:
-        """Up to `limit` next messages; none after `timeout` seconds. With no time, what is there."""
+        """Up to `limit` next messages; none after `timeout` seconds. With no time, what is there.
+
+        With a limit of 0 it hands out nothing, but keeps its assignment as any poll does."""
         ...
 
     def commit(self, positions: Mapping[int, int]) -> None:

@@ -9,19 +9,22 @@ machine.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import msgspec
 
 from retold.brokers import leases
-from retold.brokers.base import Message
+from retold.brokers.base import Message, Places
+from retold.brokers.moving import MOVED
 from retold.brokers.polling import PollingConsumer, Start
-from retold.errors import AssignmentLost, RetoldError
+from retold.brokers.wants import Fence, Wants
+from retold.errors import AssignmentLost, MovedToKafka, RetoldError
 from retold.ids import id_since, wall_clock
 from retold.store.connections import BlockingDriver
 from retold.store.driver import Batch, Plan, Result, Statement
@@ -31,6 +34,8 @@ _IDLE_S = 0.04
 """How often another process's commits are looked for."""
 _STANDBY_S = 0.25
 _PARTITION = 0
+_PASSED = 500
+"""How many positions without an event of ours are read again, at most, after a crash."""
 _log = logging.getLogger("retold.subscriptions")
 
 
@@ -44,13 +49,15 @@ class DatabaseConsumer(PollingConsumer):
         topics: Sequence[str],
         event_types: Sequence[str],
         start: Start,
+        places: Places | None = None,
+        wants: Wants | None = None,
     ) -> None:
         super().__init__()
         self._driver = driver
+        self._places = places
         self._sql = driver.dialect.queries
         self._name = name
-        self._topics = msgspec.json.encode(sorted(topics)).decode()
-        self._types = msgspec.json.encode(sorted(event_types)).decode()
+        self._fence = Fence(wants, topics, event_types)
         self._start: Start = start
         self._lease_s = LEASE_S
         self._process = leases.process_identity(os.getpid())
@@ -58,7 +65,8 @@ class DatabaseConsumer(PollingConsumer):
         # nobody takes one of this member's leases for another.
         self._owner: str | None = None
         self._owner_lock = threading.Lock()
-        self._position = 0
+        # Read up to, handed out up to, and saved.
+        self._position = self._handed = self._saved = 0
         driver.listen(self._bell)
         self._renewer = leases.Renewer(name, self._lease_s, self._renew)
 
@@ -67,56 +75,122 @@ class DatabaseConsumer(PollingConsumer):
         return self._owner is not None
 
     @property
-    def held(self) -> Collection[int]:
-        return (_PARTITION,) if self.assigned else ()
+    def held(self) -> Mapping[int, object]:
+        owner = self._owner
+        return {} if owner is None else {_PARTITION: owner}
+
+    def place(self, partition: int) -> str:
+        return str(partition)
+
+    def reached(self) -> Mapping[int, int]:
+        return {_PARTITION: self._position} if self.assigned else {}
 
     def owned(self, partition: int) -> Statement:
         return Statement(self._sql["parked_owned"], (self._name, partition, self._owner or ""))
 
     def _look(self, limit: int) -> Sequence[Message]:
-        return self._read(limit) if self.assigned or self._claim() else ()
+        if not (self.assigned or self._claim()):
+            return ()
+        self._adopt()
+        self._fence.check()
+        return self._read(limit) if limit else ()
 
     def _pause(self) -> float:
         return _IDLE_S if self.assigned else _STANDBY_S
 
-    def _read(self, limit: int) -> list[Message]:
+    def _read(self, limit: int) -> Sequence[Message]:
         end = self._value(Statement(self._sql["log_end"]))
         if end <= self._position:
             return []
-        (result,) = self._driver.run(
-            _batch(
-                Statement(
-                    self._sql["log_read"], (self._position, end, self._topics, self._types, limit)
-                )
-            )
-        )
-        messages = [
+        fence = self._fence
+        found = self._read_log(self._position, end, fence.topics, fence.event_types, limit)
+        messages = fence.before(found)
+        if messages:
+            self._handed = messages[-1].position
+        # Behind the last of a short read there is nothing of ours up to the end.
+        through = found[-1].position if len(found) == limit else end
+        self._position = fence.capped({_PARTITION: through})[_PARTITION]
+        if not messages:
+            fence.check()
+            if self._position - self._saved >= _PASSED and self._handed <= self._saved:
+                self._save(self._position)
+        return messages
+
+    def _read_log(
+        self, behind: int, end: int, topics: Sequence[str], types: Sequence[str], limit: int
+    ) -> list[Message]:
+        params = (behind, end, _json(topics), _json(types), limit)
+        (result,) = self._driver.run(_batch(Statement(self._sql["log_read"], params)))
+        return [
             Message(topic, key, event_id, event_type, data, metadata, _PARTITION, position)
             for position, event_id, event_type, data, topic, key, metadata in result.rows
         ]
-        # Behind the last of a short read there is nothing of ours up to the end.
-        self._position = messages[-1].position if len(messages) == limit else end
-        return messages
+
+    def _adopt(self) -> None:
+        """Go by a new generation, if there is one: stop before what only that handles."""
+        while (news := self._fence.news()) is not None:
+            generation, others = news
+            topics, types = sorted({topic for topic, _ in others}), sorted({t for _, t in others})
+            behind, passed = self._saved, list[Message]()
+            while types and (
+                page := self._read_log(behind, self._position, topics, types, _PASSED)
+            ):
+                passed += [m for m in page if (m.topic, m.event_type) in others]
+                behind = page[-1].position
+                if passed:
+                    break
+            self._fence.adopt(generation, others, passed)
 
     def commit(self, positions: Mapping[int, int]) -> None:
-        position = positions.get(_PARTITION)
-        if position is None:
-            return
+        if (position := positions.get(_PARTITION)) is not None:
+            self._save(position)
+
+    def _save(self, wanted: int) -> None:
         owner = self._owner
         if owner is None:
             raise AssignmentLost(self._name)
-        params = (position, self._lease_until(), self._name, _PARTITION, owner)
-        (saved,) = self._driver.run(_batch(Statement(self._sql["subscription_save"], params)))
-        if saved.rowcount != 1:
-            self._lost(owner)
-            raise AssignmentLost(self._name)
+        while True:
+            generation = self._fence.generation
+            position = max(self._fence.capped({_PARTITION: wanted})[_PARTITION], self._saved)
+            params: tuple[object, ...] = (position, self._lease_until())
+            params += (self._name, _PARTITION, owner)
+            save = Statement(self._sql["subscription_save"], params)
+            if generation is not None:
+                save = Statement(
+                    self._sql["subscription_save_in"], (*params, self._name, generation)
+                )
+            (saved,) = self._driver.run(_batch(save))
+            if saved.rowcount == 1:
+                self._saved = position
+                return
+            self._fence.look()
+            if self._fence.news() is None:
+                self._lost(owner)
+                raise AssignmentLost(self._name)
+            self._adopt()
 
     def _claim(self) -> bool:
         owner = f"{self._process}/{secrets.token_hex(4)}"
         position = self._driver.run(self._claim_plan(owner))
         if position is not None:
-            self._position, self._owner = position, owner
+            if self._places is not None:
+                position = self._seek(self._places, owner, position)
+            self._position = self._handed = self._saved = position
+            self._owner = owner
         return self.assigned
+
+    def _seek(self, places: Places, owner: str, position: int) -> int:
+        """Where others say that it goes on, and that this is saved here too."""
+        try:
+            place = self.place(_PARTITION)
+            wanted = places.claim([place])[place]
+            params = (wanted, self._lease_until(), self._name, _PARTITION, owner)
+            if wanted != position:
+                self._driver.run(_batch(Statement(self._sql["subscription_save"], params)))
+        except BaseException:
+            self._release(owner)
+            raise
+        return wanted
 
     def _claim_plan(self, mine: str) -> Plan[int | None]:
         """Take a lease that nobody holds; the position it begins behind, None if somebody does."""
@@ -129,6 +203,8 @@ class DatabaseConsumer(PollingConsumer):
                 Statement(sql["subscription"], at),
             ]
         position, owner, lease_until = found.rows[0]
+        if owner is not None and owner.startswith(MOVED):
+            raise MovedToKafka(self._name)
         if owner is not None and lease_until > wall_clock() and not leases.is_gone(owner):
             return None
         # Only from what was just read: of two members one wins, and the position is the newest.
@@ -179,14 +255,24 @@ class DatabaseConsumer(PollingConsumer):
         self._closed.set()
         self._bell.set()
         self._renewer.end()
+        owner = self._owner
+        if owner is not None and self._position > self._saved >= self._handed:
+            with contextlib.suppress(RetoldError):
+                self._save(self._position)
         owner, self._owner = self._owner, None
-        if owner is None:
-            return
+        if owner is not None:
+            self._release(owner)
+
+    def _release(self, owner: str) -> None:
         release = Statement(self._sql["subscription_release"], (self._name, _PARTITION, owner))
         try:
             self._driver.run(_batch(release))
         except RetoldError as error:
             _log.warning("%s: others must wait for the lease to run out: %s", self._name, error)
+
+
+def _json(texts: Sequence[str]) -> str:
+    return msgspec.json.encode(texts).decode()
 
 
 def _batch(*statements: Statement) -> Plan[Sequence[Result]]:

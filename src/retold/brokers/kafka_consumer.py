@@ -3,7 +3,8 @@
 A thread of its own reads into a bounded buffer and answers the group, so that a handler may take as
 long as it likes. While the buffer is full the partitions are paused. When partitions are revoked,
 what is buffered of them is dropped, and what the caller has in hand may be committed for some
-seconds more; only then does the group go on.
+seconds more; only then does the group go on. A partition that is assigned is claimed in the store's
+database first (kafka_claims.py).
 
 After an error a new client begins at the committed positions, with the next poll but one.
 """
@@ -14,23 +15,25 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from retold.brokers.base import Message
+from retold.brokers.base import Message, Places
+from retold.brokers.kafka_claims import Claims
 from retold.brokers.kafka_cluster import NO_TOPIC, Cluster, Place, admin_api
-from retold.brokers.kafka_places import Share, committed_as, place
+from retold.brokers.kafka_commits import Commits
+from retold.brokers.kafka_held import Held, Stop
+from retold.brokers.kafka_places import committed_as, place, place_name
 from retold.brokers.kafka_records import Records
-from retold.brokers.kafka_starts import LOST, Starts
+from retold.brokers.kafka_starts import Starts
+from retold.brokers.moving import Cut, cut_of, place_parked
 from retold.brokers.polling import Start
 from retold.brokers.published import topic_name
-from retold.errors import (
-    AssignmentLost,
-    PositionGone,
-    RetoldError,
-)
+from retold.brokers.wants import Wants
+from retold.errors import AssignmentLost, PositionGone
+from retold.store.connections import BlockingDriver
+from retold.store.driver import Statement
 
 # isort: split
 # Behind kafka_cluster, which tells what to install.
@@ -41,19 +44,20 @@ from confluent_kafka import (
     KafkaError,
     KafkaException,
     TopicPartition,
+    murmur2,
 )
 
 PATIENCE_S = 10.0
 """How long Kafka may be away before a call fails with BrokerUnavailable."""
 REVOKE_S = 10.0
 """How long what is in hand may still be committed while its partition is revoked."""
-_SLICE_S = 0.1
-_SHORT_S = 0.004
-_AT_ONCE = 200
-_BUFFERED = 2_000
-_BUFFERED_BYTES = 8_000_000
-_FULL_S = 1.0
+AT_ONCE = 200
+"""How many records are taken from the client at once."""
+FULL_S = 1.0
 """How long the buffer may be full before the partitions are paused, and what was fetched is lost."""
+_SLICE_S = 0.1
+_ASK_S = 0.2
+_SHORT_S = 0.004
 _PASSED_S = 5.0
 """How often a position is saved where there is nothing that anybody wants."""
 
@@ -62,24 +66,16 @@ _PASSING = {KafkaError._MAX_POLL_EXCEEDED}
 _log = logging.getLogger("retold.subscriptions")
 
 
-@dataclass(slots=True)
-class _Commit:
-    """A commit asked for. The reader makes it: the client lets one thread in at a time."""
-
-    handled: Mapping[int, tuple[Share, int]]
-    until: float
-    done: bool = False
-    failure: RetoldError | None = None
-
-
 class KafkaConsumer:
     """A member of a subscription that reads from Kafka. See brokers/base.py for what it promises.
 
-    topics: entity types. settings: passed on to librdkafka. topic_of: entity type → topic.
+    driver: of the store's database. topics: entity types. settings: passed on to librdkafka.
+    topic_of: entity type → topic.
     """
 
     def __init__(
         self,
+        driver: BlockingDriver,
         bootstrap: str,
         name: str,
         topics: Sequence[str],
@@ -90,12 +86,22 @@ class KafkaConsumer:
         assignor: str = "cooperative-sticky",
         topic_of: Callable[[str], str] = topic_name,
         patience: float = PATIENCE_S,
+        places: Places | None = None,
+        wants: Wants | None = None,
     ) -> None:
         settings = settings or {}
         self._name = name
-        self._topics = sorted({topic_of(entity_type) for entity_type in topics})
-        self._numbers = {topic: number for number, topic in enumerate(self._topics)}
-        self._records = Records(topics, event_types)
+        entity_types: dict[str, list[str]] = {}
+        for entity_type in sorted(topics):
+            entity_types.setdefault(topic_of(entity_type), []).append(entity_type)
+        self._topics = sorted(entity_types)
+        self._topic_of = topic_of
+        self._records = Records(entity_types, event_types, wants)
+        self._places = places
+        self._wants = wants
+        # The one that is gone by: the notes of commits name it.
+        self._generation = None if wants is None else wants.seen.number
+        self._asked_at = 0.0
         self._start: Start = start
         self._patience_s = patience
         self._eager = assignor == "range"
@@ -125,33 +131,45 @@ class KafkaConsumer:
         }
         self._closed = threading.Event()
         self._cluster = Cluster(bootstrap, settings, patience, self._closed)
-        self._starts = Starts(self._cluster, start, patience)
+        self._starts = Starts(self._cluster, start, patience, places, wants, topic_of)
+        self._driver = driver
+        self._cut: Cut | None = None
+        self._claims = Claims(driver, name)
+        self._held = Held()
+        # Guards the shares and what follows, and tells of their changes.
+        self._changed = self._held.changed
+        self._commits = Commits(name, self._held, self._cluster, patience)
+        self._commits.generation = self._generation
         self._thread: threading.Thread | None = None
-        # Guards what follows, and tells of its changes.
-        self._changed = threading.Condition()
         self._client: Consumer | None = None
         self._joined = False
         self._woken = False
         self._failure: BaseException | None = None
-        self._shares: dict[int, Share] = {}
-        self._buffer: deque[tuple[int, Message | RetoldError]] = deque()
-        self._bytes = 0
-        self._commits: list[_Commit] = []
         # The reader's own.
         self._paused: set[Place] = set()
         self._missing: set[str] = set()
 
     @property
     def assigned(self) -> bool:
-        return bool(self._shares)
+        return bool(self._held.shares)
 
     @property
-    def held(self) -> Collection[int]:
+    def held(self) -> Mapping[int, object]:
         with self._changed:
-            return tuple(self._shares)
+            return dict(self._held.shares)
 
-    def owned(self, partition: int) -> None:
-        """The group knows, and the store's database does not."""
+    def owned(self, partition: int) -> Statement:
+        with self._changed:
+            return self._claims.owned(partition, self._held.shares.get(partition))
+
+    def place(self, partition: int) -> str:
+        with self._changed:
+            return place_name(*self._held.place(partition))
+
+    def reached(self) -> Mapping[int, int]:
+        with self._changed:
+            shares = self._held.shares.items()
+            return {n: share.read for n, share in shares if share.read >= 0 and not share.buffered}
 
     # --- the caller's side ------------------------------------------------------------------------
 
@@ -159,40 +177,57 @@ class KafkaConsumer:
         """As Consumer.poll. Without a timeout it joins the group and reads to the end of what there
         is first. Raises BrokerUnavailable, BrokerRefused, PositionGone, UnreadableRecord."""
         deadline = time.monotonic() + timeout
+        self._adopt()
         with self._changed:
             if self._thread is None and not self._closed.is_set() and self._failure is None:
                 self._thread = threading.Thread(
                     target=self._work, name=f"{self._name} reader", daemon=True
                 )
                 self._thread.start()
-            while not self._is_due():
+            while not self._is_due(limit):
                 left = deadline - time.monotonic()
                 # Whether Kafka is there at all is told by the first poll.
                 if left <= 0 and self._client is not None:
                     break
                 self._changed.wait(max(left, 0.05))
-            if not self._is_due() and timeout <= 0:
+            if not self._is_due(limit) and timeout <= 0 and limit:
                 self._reach_end()
             return self._hand_out(limit)
 
-    def _is_due(self) -> bool:
-        return bool(self._buffer or self._failure or self._woken or self._closed.is_set())
+    def _is_due(self, limit: int = 1) -> bool:
+        buffered = bool(self._held.buffer and limit)
+        return buffered or bool(self._failure or self._woken or self._closed.is_set())
+
+    def _adopt(self) -> None:
+        """Go by a new generation, if there is one: stop before what only that handles.
+
+        Not before it is known up to where that is missed. What is committed until then is noted as
+        by the generation before, so that whoever takes the partition looks it through again.
+        """
+        wants, now = self._wants, time.monotonic()
+        if wants is None or wants.seen.number == self._generation or now < self._asked_at:
+            return
+        self._asked_at = now + _ASK_S
+        generation, others = wants.seen.number, wants.others
+        rows = {row.pair: row for row in wants.cuts(0) if row.pair in others}
+        if any(row.up_to is None for row in rows.values()):
+            return
+        with self._changed:
+            self._records.others = others
+            for share in self._held.shares.values():
+                for pair in others:
+                    cuts = (rows[pair].up_to if pair in rows else None) or {}
+                    share.stop_before(pair[1], cuts.get(place_name(*share.place), 0))
+            self._generation = self._commits.generation = generation
+            for partition, share in self._held.shares.items():
+                if share.limit is not None:
+                    self._held.stop(partition, wants.outgrown())
 
     def _hand_out(self, limit: int) -> Sequence[Message]:
-        messages: list[Message] = []
-        while self._buffer and len(messages) < limit:
-            partition, head = self._buffer[0]
-            if isinstance(head, RetoldError):
-                if messages:
-                    break
-                raise head
-            self._buffer.popleft()
-            share = self._shares[partition]
-            share.handed, share.buffered = head.position, share.buffered - 1
-            self._bytes -= len(head.data)
-            messages.append(head)
-        if messages:
-            self._changed.notify_all()
+        if messages := self._held.hand_out(limit):
+            # To wake the reader for a few costs more than they do.
+            if not self._held.is_fuller_than(0.5):
+                self._changed.notify_all()
             return messages
         self._woken = False
         if self._failure is not None:
@@ -203,24 +238,20 @@ class KafkaConsumer:
     def _reach_end(self) -> None:
         """Wait until all is read that is there by now, or until there is a message."""
         until = time.monotonic() + self._patience_s + self._revoke_s
-        ends: dict[int, int] | None = None
+        ends: Mapping[Place, int] | None = None
         while not self._is_due():
             if not self._joined and self._missing.issuperset(self._topics):
                 return
             if self._joined and ends is None:
-                places = [self._place(partition) for partition in self._shares]
+                places = self._held.places()
                 self._changed.release()
                 try:
-                    found = self._cluster.offsets(
+                    ends = self._cluster.offsets(
                         places, admin_api.OffsetSpec.latest(), IsolationLevel.READ_COMMITTED
                     )
                 finally:
                     self._changed.acquire()
-                ends = {self._partition(*place): end for place, end in found.items()}
-            elif ends is not None and all(
-                partition not in self._shares or self._shares[partition].end >= end
-                for partition, end in ends.items()
-            ):
+            elif ends is not None and self._held.at_end(ends):
                 return
             elif not self._changed.wait(max(0.0, until - time.monotonic())):
                 raise self._cluster.unavailable(f"reading for subscription {self._name!r}")
@@ -232,60 +263,7 @@ class KafkaConsumer:
 
     def commit(self, positions: Mapping[int, int]) -> None:
         """As Consumer.commit; a position never goes back. Raises also BrokerUnavailable."""
-        with self._changed:
-            handled = {n: (self._shares[n], at) for n, at in positions.items() if n in self._shares}
-            if handled:
-                request = _Commit(handled, time.monotonic() + self._patience_s)
-                self._commits.append(request)
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: request.done)
-                if request.failure is not None:
-                    raise request.failure
-        if len(handled) < len(positions):
-            raise AssignmentLost(self._name)
-
-    def _serve_commits(self, client: Consumer) -> None:
-        """Commit what the caller asked for. What the group does not take now stays asked for: it is
-        about to share out anew, or has struck this member off, which the next poll tells."""
-        with self._changed:
-            requests, self._commits = self._commits, []
-        for request in requests:
-            try:
-                done = self._save(client, request.handled)
-                if not done and time.monotonic() >= request.until:
-                    raise self._cluster.unavailable("committing")
-            except RetoldError as error:
-                done, request.failure = True, error
-            with self._changed:
-                request.done = done
-                if not done:
-                    self._commits.append(request)
-                self._changed.notify_all()
-
-    def _save(self, client: Consumer, handled: Mapping[int, tuple[Share, int]]) -> bool:
-        """False where the group does not take it now. Raises AssignmentLost."""
-        with self._changed:
-            if any(self._shares.get(n) is not share for n, (share, _) in handled.items()):
-                raise AssignmentLost(self._name)
-            saves = {n: share.behind(position) for n, (share, position) in handled.items()}
-            saves = {n: at for n, at in saves.items() if at > handled[n][0].saved}
-        if saves:
-            try:
-                client.commit(offsets=self._offsets(saves), asynchronous=False)
-            except KafkaException as error:
-                if error.args[0].code() in LOST:
-                    return False
-                raise self._cluster.failure(error.args[0], "committing") from None
-        with self._changed:
-            for partition, position in saves.items():
-                handled[partition][0].saved = position
-        return True
-
-    def _offsets(self, positions: Mapping[int, int]) -> list[TopicPartition]:
-        return [
-            TopicPartition(*self._place(partition), *committed_as(position))
-            for partition, position in positions.items()
-        ]
+        self._commits.ask(positions)
 
     def close(self) -> None:
         self._closed.set()
@@ -302,10 +280,17 @@ class KafkaConsumer:
         failure: BaseException | None = None
         client: Consumer | None = None
         try:
+            if self._places is None:  # they say themselves what another broker has handed out
+                self._cut = cut_of(self._driver, self._name)
+            start = self._start if self._cut is None else "beginning"
+            self._starts = Starts(
+                self._cluster, start, self._patience_s, self._places, self._wants, self._topic_of
+            )
             known = self._cluster.partitions(self._topics, self._cluster.patience())
-            client = self._cluster.member(self._own_settings)
-            if self._start == "now":
-                self._starts.begin_now(client, known)
+            client = self._cluster.member(
+                self._own_settings | {"on_commit": self._commits.answered}
+            )
+            self._starts.settle(client, known)
             client.subscribe(
                 self._topics,
                 on_assign=self._on_assign,
@@ -324,77 +309,93 @@ class KafkaConsumer:
             if client is not None:
                 self._end(client, clean=failure is None)
             with self._changed:
-                self._drop(list(self._shares))
+                self._drop(self._held.shares)
                 self._client, self._joined, self._thread = None, False, None
                 self._failure = failure
-                for request in self._commits:
-                    request.done, request.failure = True, AssignmentLost(self._name)
-                self._commits.clear()
-                self._changed.notify_all()
+                self._commits.give_up()
 
     def _end(self, client: Consumer, *, clean: bool) -> None:
-        with contextlib.suppress(KafkaException, RuntimeError):
-            if clean:
-                self._save_passed(client, list(self._shares))
-            # What is in hand is not waited for.
-            with self._changed:
-                self._drop(list(self._shares))
-            client.close()
+        if clean:
+            self._save_passed(client, list(self._held.shares))
+        # What is in hand is not waited for.
+        with self._changed:
+            self._drop(self._held.shares)
+        for step in (partial(self._leave, client), client.close):
+            with contextlib.suppress(KafkaException, RuntimeError):
+                step()
+
+    def _leave(self, client: Consumer) -> None:
+        """Leave the group. The client's own `close` does not where it has no partition, and ends
+        where others are still to join; then they wait for this member until it is missed."""
+        client.unsubscribe()
+        until = time.monotonic() + self._revoke_s
+        while client.memberid() and time.monotonic() < until:
+            client.poll(_SHORT_S)
 
     def _read(self, client: Consumer) -> None:
         look = time.monotonic() + _PASSED_S
         while not self._closed.is_set():
             self._wait_for_room(client)
-            self._serve_commits(client)
-            # Nothing else wakes it, and who has something in hand may commit at any moment.
-            first = client.poll(_SHORT_S if self._in_hand(list(self._shares)) else _SLICE_S)
+            self._commits.serve(client)
+            # Nothing else wakes it, and who has something in hand, or will at any moment, may commit.
+            hurry = self._commits.under_way or bool(self._held.buffer)
+            hurry = hurry or self._in_hand(list(self._held.shares))
+            first = client.poll(_SHORT_S if hurry else _SLICE_S)
             if first is not None:
-                self._take_in(first, *client.consume(_AT_ONCE, 0))
+                # It may be here for a commit alone, and then the buffer must not grow by it.
+                more = () if self._held.is_fuller_than(1) else client.consume(AT_ONCE, 0)
+                self._take_in(first, *more)
             if time.monotonic() >= look:
                 look = time.monotonic() + _PASSED_S
-                self._save_passed(client, list(self._shares))
+                self._save_passed(client, list(self._held.shares))
 
     def _wait_for_room(self, client: Consumer) -> None:
         with self._changed:
             if not self._paused:
-                full = not self._changed.wait_for(self._has_room, _FULL_S)
+                full = not self._changed.wait_for(self._has_room, FULL_S)
             else:
-                full = 2 * len(self._buffer) > _BUFFERED or 2 * self._bytes > _BUFFERED_BYTES
-            places = {self._place(partition) for partition in self._shares}
+                full = self._held.is_fuller_than(0.5)
+            places = self._held.places()
         if full and (more := places - self._paused):
-            client.pause([TopicPartition(*place) for place in more])
+            client.pause([TopicPartition(*at) for at in more])
             self._paused |= more
         elif not full and self._paused:
-            client.resume([TopicPartition(*place) for place in places & self._paused])
+            client.resume([TopicPartition(*at) for at in places & self._paused])
             self._paused.clear()
 
     def _has_room(self) -> bool:
-        room = len(self._buffer) < _BUFFERED and self._bytes < _BUFFERED_BYTES
-        return room or bool(self._commits) or self._closed.is_set()
+        return not self._held.is_fuller_than(1) or self._commits.waiting or self._closed.is_set()
 
     def _take_in(self, *records: Any) -> None:
+        found = [(record, self._messages(record)) for record in records if self._counts(record)]
+        if self._cut is not None:
+            events = [one for _, own in found for one in own if isinstance(one, Message)]
+            old = {id(one) for one in events} - {id(one) for one in self._cut.new(events)}
+            found = [(record, [one for one in own if id(one) not in old]) for record, own in found]
         with self._changed:
-            for record in records:
-                error = record.error()
-                topic, number, offset = record.topic(), record.partition(), record.offset()
-                if error is not None and error.code() != KafkaError._PARTITION_EOF:
-                    self._hear(error, topic, number)
-                    continue
-                partition = self._partition(topic, number)
-                share = self._shares.get(partition)
-                if share is None or place(offset) < share.read:
-                    continue
-                if error is not None:
-                    share.end = offset
-                    share.read = max(share.read, place(offset))
-                    continue
-                for message in self._records.messages(record, partition, share):
-                    self._buffer.append((partition, message))
-                    share.buffered += 1
-                    if isinstance(message, Message):
-                        self._bytes += len(message.data)
-                share.read = place(offset + 1)
+            for record, messages in found:
+                share = self._held.share_at((record.topic(), record.partition()))
+                behind = place(record.offset() + (record.error() is None))
+                if share is not None and behind > share.read:
+                    self._held.put(messages, share)
+                    share.read = behind
             self._changed.notify_all()
+
+    def _counts(self, record: Any) -> bool:
+        """Whether it is a record, or the end of a partition. Raises what ends this client."""
+        error = record.error()
+        if error is None or error.code() == KafkaError._PARTITION_EOF:
+            return True
+        self._hear(error, record.topic(), record.partition())
+        return False
+
+    def _messages(self, record: Any) -> Sequence[Message | Stop]:
+        """What is in a record that was not read yet."""
+        at = record.topic(), record.partition()
+        share = self._held.share_at(at)
+        if record.error() is not None or share is None or place(record.offset()) < share.read:
+            return ()
+        return self._records.messages(record, self._held.number(at), share)
 
     def _hear(self, error: KafkaError, topic: str | None, number: int | None) -> None:
         """What the client has to say instead of a record. Raises what ends this client."""
@@ -413,16 +414,20 @@ class KafkaConsumer:
     # --- assignments ------------------------------------------------------------------------------
 
     def _on_assign(self, client: Consumer, partitions: list[TopicPartition]) -> None:
+        read = self._claims.read([(at.topic, at.partition) for at in partitions])
         shares = self._starts.begin(client, partitions)
+        if not self._starts.confirm(client, shares):
+            raise AssignmentLost(self._name)
+        self._claims.take(read, shares)
+        if self._cut is not None:
+            self._place_parked({at: claim.number for at, claim in read.items()})
         with self._changed:
             for at in partitions:
                 self._missing.discard(at.topic)
-                share = shares[at.topic, at.partition]
-                if share.read >= 0:
-                    at.offset = committed_as(share.read)[0]
-                else:
-                    at.offset = OFFSET_BEGINNING
-                self._shares[self._partition(at.topic, at.partition)] = share
+                where = at.topic, at.partition
+                share = shares[where]
+                at.offset = committed_as(share.read)[0] if share.read >= 0 else OFFSET_BEGINNING
+                self._held.begin(read[where].number, where, share)
             self._joined = True
             self._changed.notify_all()
         if self._eager:
@@ -432,15 +437,27 @@ class KafkaConsumer:
         if partitions:
             _log.info("%s: %d partitions more", self._name, len(partitions))
 
+    def _place_parked(self, numbers: Mapping[Place, int]) -> None:
+        """Take over what was parked before the move, where the partitions are this member's."""
+        counts = self._cluster.partitions({topic for topic, _ in numbers}, self._cluster.patience())
+
+        def number_of(entity_type: str, entity_id: str) -> int | None:
+            topic = self._topic_of(entity_type)
+            if topic not in counts:
+                return None
+            return numbers.get((topic, murmur2(entity_id.encode(), counts[topic])))
+
+        self._driver.run(place_parked(self._driver.dialect.queries, self._name, number_of))
+
     def _on_revoke(self, client: Consumer, partitions: list[TopicPartition]) -> None:
-        mine = [self._partition(at.topic, at.partition) for at in partitions]
         until = time.monotonic() + self._revoke_s
         with self._changed:
-            self._drop_buffered(set(mine))
+            mine = self._of(partitions)
+            self._held.take_back(mine)
         while self._in_hand(mine) and time.monotonic() < until:
             with self._changed:
                 self._changed.wait(0.02)
-            self._serve_commits(client)
+            self._commits.serve(client, at_once=True)
         if self._in_hand(mine):
             _log.warning(
                 "%s: events in hand were not handled within %.0f s: others get them too",
@@ -451,54 +468,27 @@ class KafkaConsumer:
         with self._changed:
             self._drop(mine)
 
-    def _in_hand(self, partitions: Iterable[int]) -> bool:
-        return not self._closed.is_set() and any(
-            self._shares[n].in_hand for n in partitions if n in self._shares
-        )
+    def _in_hand(self, numbers: Iterable[int]) -> bool:
+        return not self._closed.is_set() and self._held.in_hand(numbers)
 
     def _on_lost(self, client: Consumer, partitions: list[TopicPartition]) -> None:
         with self._changed:
-            self._drop([self._partition(at.topic, at.partition) for at in partitions])
+            self._drop(self._of(partitions))
         _log.warning("%s: %d partitions were lost", self._name, len(partitions))
 
-    def _save_passed(self, client: Consumer, partitions: Iterable[int]) -> None:
+    def _of(self, partitions: list[TopicPartition]) -> list[int]:
+        """The numbers of those that are this member's."""
+        numbers = (self._held.number((at.topic, at.partition)) for at in partitions)
+        return [number for number in numbers if number in self._held.shares]
+
+    def _save_passed(self, client: Consumer, numbers: Iterable[int]) -> None:
         """Save positions where everything behind the last is what nobody wants."""
         with self._changed:
-            shares = {n: self._shares[n] for n in partitions if n in self._shares}
-            passed = {n: share.read for n, share in shares.items() if share.passed}
-            for partition, position in passed.items():
-                shares[partition].saved = position
-        if passed:
-            # If it fails, some of that is read again.
-            with contextlib.suppress(KafkaException):
-                client.commit(offsets=self._offsets(passed), asynchronous=True)
+            if not (passed := self._held.passed(numbers)):
+                return
+            offsets = self._commits.offsets(passed)
+        with contextlib.suppress(KafkaException):
+            client.commit(offsets=offsets, asynchronous=True)
 
-    def _drop_buffered(self, partitions: set[int]) -> None:
-        kept: deque[tuple[int, Message | RetoldError]] = deque()
-        for partition, message in self._buffer:
-            if partition not in partitions:
-                kept.append((partition, message))
-                continue
-            share = self._shares[partition]
-            share.buffered = 0
-            share.read = share.handed  # what was read behind it is not handled
-            if isinstance(message, Message):
-                self._bytes -= len(message.data)
-        self._buffer = kept
-
-    def _drop(self, partitions: Iterable[int]) -> None:
-        self._drop_buffered(set(partitions))
-        for partition in partitions:
-            self._shares.pop(partition, None)
-            self._paused.discard(self._place(partition))
-        self._changed.notify_all()
-
-    # --- names ------------------------------------------------------------------------------------
-
-    def _partition(self, topic: str, number: int) -> int:
-        """A partition of a topic as this member's callers know it."""
-        return number * len(self._topics) + self._numbers[topic]
-
-    def _place(self, partition: int) -> Place:
-        number, topic = divmod(partition, len(self._topics))
-        return self._topics[topic], number
+    def _drop(self, numbers: Iterable[int]) -> None:
+        self._paused.difference_update(self._held.drop(list(numbers)))

@@ -16,10 +16,11 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from retold.brokers import leases
-from retold.brokers.base import Message
+from retold.brokers.base import Message, Places
 from retold.brokers.numbered_log import PAGE, check_noted, log_state, number, read_log
 from retold.brokers.polling import PollingConsumer, Start
-from retold.brokers.shares import leave, renew_lease, save_positions, take_share
+from retold.brokers.shares import leave, move_shares, renew_lease, save_positions, take_share
+from retold.brokers.wants import Fence, Wants
 from retold.errors import AssignmentLost, RetoldError
 from retold.store.connections import BlockingDriver, Notices
 from retold.store.dialects import CHANNEL
@@ -27,7 +28,7 @@ from retold.store.driver import Statement
 
 _WINDOW = 500
 """How many positions are read at once."""
-_GAP_S = {"postgres": 0.008, "mysql": 0.02}
+_GAP_S = {"postgres": 0.012, "mysql": 0.04}
 """The least time between two looks, so that what writers do at once is numbered together: MySQL
 writes each numbering to the disk."""
 _IDLE_S = 0.04
@@ -54,13 +55,15 @@ class NumberedConsumer(PollingConsumer):
         event_types: Sequence[str],
         start: Start,
         lease_s: float = leases.LEASE_S,
+        places: Places | None = None,
+        wants: Wants | None = None,
     ) -> None:
         super().__init__()
         self._driver = driver
+        self._places = places
         self._sql = driver.dialect.queries
         self._name = name
-        self._topics = self._many(sorted(topics))
-        self._types = self._many(sorted(event_types))
+        self._fence = Fence(wants, topics, event_types)
         self._start: Start = start
         self._lease_ms = int(lease_s * 1000)
         self._me = f"{leases.process_identity(os.getpid())}/{secrets.token_hex(4)}"
@@ -70,6 +73,7 @@ class NumberedConsumer(PollingConsumer):
         self._read: dict[int, int] = {}
         self._handed: dict[int, int] = {}
         self._saved: dict[int, int] = {}
+        self._times: dict[int, object] = {}
         # Partitions that others should have, and since when: nothing new of them is handed out.
         self._leaving: dict[int, float] = {}
         self._buffer: deque[Message] = deque()
@@ -90,8 +94,15 @@ class NumberedConsumer(PollingConsumer):
         return bool(self._read)
 
     @property
-    def held(self) -> Collection[int]:
-        return self._read.keys()
+    def held(self) -> Mapping[int, object]:
+        return {partition: self._times[partition] for partition in self._read}
+
+    def place(self, partition: int) -> str:
+        return str(partition)
+
+    def reached(self) -> Mapping[int, int]:
+        buffered = {message.partition for message in self._buffer}
+        return {n: position for n, position in self._read.items() if n not in buffered}
 
     def owned(self, partition: int) -> Statement:
         return Statement(self._sql["parked_owned"], (self._name, partition, self._me))
@@ -104,9 +115,10 @@ class NumberedConsumer(PollingConsumer):
 
     def _look(self, limit: int) -> Sequence[Message]:
         try:
+            self._adopt()
             if time.monotonic() >= self._share_at or self._struck_off.is_set():
                 self._take_share()
-            if self._read and not self._buffer:
+            if self._read and not self._buffer and not self._fence.limits:
                 if self._woken.wait(max(0.0, self._next_look - time.monotonic())):
                     return ()
                 self._next_look = time.monotonic() + self._gap_s
@@ -118,6 +130,8 @@ class NumberedConsumer(PollingConsumer):
             self._keep(())
             self._share_at = 0.0
             raise
+        if not self._buffer:
+            self._fence.check()
         return self._hand_out(limit)
 
     def _hand_out(self, limit: int) -> Sequence[Message]:
@@ -144,6 +158,7 @@ class NumberedConsumer(PollingConsumer):
                     self._driver.ring()
             while self._read_on(end) and not self._buffer and not self._woken.is_set():
                 pass
+            more = more and not self._fence.limits
 
     def _read_on(self, end: int) -> bool:
         """Read the next positions of the partitions that are furthest behind; False at the end."""
@@ -154,12 +169,46 @@ class NumberedConsumer(PollingConsumer):
         others = [position for position in staying.values() if position > behind]
         until = min(end, behind + _WINDOW, *others)
         partitions = [n for n, position in staying.items() if position == behind]
-        self._buffer += self._driver.run(
-            read_log(self._sql, behind, until, self._many(partitions), self._topics, self._types)
+        found = self._read_log(
+            behind, until, partitions, self._fence.topics, self._fence.event_types
         )
+        messages = self._fence.before(found)
+        self._buffer += messages
+        if len(messages) < len(found):
+            until = found[len(messages)].position - 1
         for partition in partitions:
             self._read[partition] = until
-        return True
+        return len(messages) == len(found)
+
+    def _read_log(
+        self,
+        behind: int,
+        until: int,
+        partitions: Iterable[int],
+        topics: Iterable[str],
+        types: Iterable[str],
+    ) -> list[Message]:
+        many = self._many(partitions), self._many(topics), self._many(types)
+        return self._driver.run(read_log(self._sql, behind, until, *many))
+
+    def _adopt(self) -> None:
+        """Go by a new generation, if there is one: stop before what only that handles."""
+        while (news := self._fence.news()) is not None:
+            generation, others = news
+            passed: list[Message] = []
+            if others and self._read:
+                behind, until = min(self._saved.values()), max(self._read.values())
+                topics, types = {topic for topic, _ in others}, {kind for _, kind in others}
+                passed = [
+                    m
+                    for m in self._read_log(behind, until, self._read, topics, types)
+                    if self._saved[m.partition] < m.position <= self._read[m.partition]
+                ]
+            self._fence.adopt(generation, others, passed)
+            if self._fence.limits:
+                self._buffer.clear()
+                for partition, saved in self._saved.items():
+                    self._read[partition] = max(self._handed.get(partition, 0), saved)
 
     def _pause(self) -> float:
         if self._listener is None:
@@ -199,7 +248,7 @@ class NumberedConsumer(PollingConsumer):
             self._noted_at = time.monotonic() + _NOTED_S
         self._struck_off.clear()
         if passed := self._passed():
-            self._keep(self._driver.run(save_positions(self._sql, self._name, self._me, passed)))
+            self._keep(self._save(passed))
         self._joined = True
         now = time.monotonic()
         in_hand = [
@@ -210,13 +259,25 @@ class NumberedConsumer(PollingConsumer):
         share = self._driver.run(
             take_share(self._sql, self._name, self._me, self._lease_ms, self._start, in_hand)
         )
-        self._keep(share.held)
+        # What had to be claimed again was somebody else's meanwhile.
+        self._keep({n: at for n, at in share.held.items() if n not in share.claimed})
         self._leave(share.leaving, now)
-        for partition, position in share.held.items():
-            if partition not in self._read:
-                self._read[partition] = self._saved[partition] = position
+        new = {n: at for n, at in share.held.items() if n not in self._read}
+        if self._places is not None and new:
+            new = self._seek(self._places, new)
+        for partition, position in new.items():
+            self._read[partition] = self._saved[partition] = position
+            self._times[partition] = object()
         self._members = share.members
         self._share_at = time.monotonic() + (_SHARE_S if share.fair else _STANDBY_S)
+
+    def _seek(self, places: Places, new: Mapping[int, int]) -> dict[int, int]:
+        """Where others say that partitions go on, and that this is saved here too."""
+        wanted = places.claim([self.place(partition) for partition in new])
+        begins = {partition: wanted[self.place(partition)] for partition in new}
+        moved = {n: position for n, position in begins.items() if position != new[n]}
+        self._driver.run(move_shares(self._sql, self._name, self._me, moved))
+        return begins
 
     def _leave(self, leaving: Collection[int], now: float) -> None:
         """Hand out nothing more of these partitions."""
@@ -250,6 +311,7 @@ class NumberedConsumer(PollingConsumer):
         for partition in lost:
             for positions in (self._read, self._handed, self._saved):
                 positions.pop(partition, None)
+            self._times.pop(partition, None)
         if lost:
             self._buffer = deque(m for m in self._buffer if m.partition not in lost)
         if isinstance(held, Mapping):
@@ -271,10 +333,23 @@ class NumberedConsumer(PollingConsumer):
     def commit(self, positions: Mapping[int, int]) -> None:
         if not positions:
             return
-        held = self._driver.run(save_positions(self._sql, self._name, self._me, positions))
+        held = self._save(positions)
         self._keep(held)
-        if any(held.get(partition, -1) < position for partition, position in positions.items()):
+        capped = self._fence.capped(positions)
+        if any(held.get(partition, -1) < position for partition, position in capped.items()):
             raise AssignmentLost(self._name)
+
+    def _save(self, positions: Mapping[int, int]) -> dict[int, int]:
+        """As save_positions, but never beyond what only a newer generation handles."""
+        while True:
+            capped = self._fence.capped(positions)
+            held = self._driver.run(
+                save_positions(self._sql, self._name, self._me, capped, self._fence.generation)
+            )
+            if held is not None:
+                return held
+            self._fence.look()
+            self._adopt()
 
     def close(self) -> None:
         self._closed.set()
@@ -286,10 +361,10 @@ class NumberedConsumer(PollingConsumer):
             return
         self._joined = False
         passed = self._read_through()
-        self._read.clear()
-        self._buffer.clear()
         try:
-            self._driver.run(save_positions(self._sql, self._name, self._me, passed))
+            self._save(passed)
+            self._read.clear()
+            self._buffer.clear()
             self._driver.run(leave(self._sql, self._name, self._me))
         except RetoldError as error:
             _log.warning("%s: others must wait for the lease to run out: %s", self._name, error)

@@ -7,7 +7,12 @@ topic's name, is spelt `_DLR_`. One record may also hold several events, in a bi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import msgspec
+
+E = TypeVar("E")
 
 
 class BinlogFileOffset(msgspec.Struct, frozen=True, gc=False):
@@ -30,12 +35,24 @@ class PublishedEvent(msgspec.Struct, omit_defaults=True):
     metadata: str | None = None
 
 
+class ReceivedEvent(msgspec.Struct, frozen=True, gc=False):
+    """What of it those who handle events want; the rest is not decoded."""
+
+    id: str
+    entityId: str
+    entityType: str
+    eventData: str
+    eventType: str
+    metadata: str | None = None
+
+
 def topic_name(entity_type: str) -> str:
     """The topic of an entity type."""
     return entity_type.replace("$", "_DLR_")
 
 
-_decode = msgspec.json.Decoder(PublishedEvent).decode
+_published = msgspec.json.Decoder(PublishedEvent).decode
+_received = msgspec.json.Decoder(ReceivedEvent).decode
 
 _BATCH = b"a8c79db675e14c4cbf1eb77d0d6d0f00"
 
@@ -45,10 +62,19 @@ def events_in(value: bytes) -> list[PublishedEvent]:
 
     Raises ValueError for anything else.
     """
+    return _events(value, _published)
+
+
+def received_in(value: bytes) -> list[ReceivedEvent]:
+    """The same for those who handle events."""
+    return _events(value, _received)
+
+
+def _events(value: bytes, decode: Callable[[bytes], E]) -> list[E]:
     try:
         if value.startswith(_BATCH):
-            return [_decode(inner) for inner in _batched(value)]
-        return [_decode(value)]
+            return [decode(inner) for inner in _batched(value)]
+        return [decode(value)]
     except msgspec.MsgspecError as error:
         raise ValueError(str(error)) from None
 

@@ -13,19 +13,22 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from retold.brokers.leases import is_gone, tells_machines_apart
+from retold.brokers.moving import MOVED
 from retold.brokers.numbered_log import Row, log_state, start_position
 from retold.brokers.polling import Start
+from retold.errors import MovedToKafka
 from retold.store.driver import Plan, Result, Statement
 
 
 class Share(NamedTuple):
     """held: partition → saved position. leaving: those that others should have, once nothing of
-    them is in hand. fair: it is what this member should have."""
+    them is in hand. fair: it is what this member should have. claimed: those that it got just now."""
 
     held: dict[int, int]
     leaving: frozenset[int]
     members: int
     fair: bool
+    claimed: frozenset[int]
 
 
 def quota(partitions: int, members: Sequence[str], me: str) -> int:
@@ -44,7 +47,7 @@ def take_share(
 ) -> Plan[Share]:
     """Join, give up what is too much but not what is in hand, claim what is missing.
 
-    Raises LogMissing.
+    Raises LogMissing, MovedToKafka.
     """
     at = (name,)
     partitions = (yield from log_state(sql)).partitions
@@ -56,6 +59,8 @@ def take_share(
         begin = yield from start_position(sql, start)
         yield [Statement(sql["share_begin"], (name, n, begin)) for n in range(partitions)]
         shares, clock, members = yield reads
+    if any(owner is not None and owner.startswith(MOVED) for _, _, owner in shares.rows):
+        raise MovedToKafka(name)
     alive = yield from _alive(sql, name, me, clock.rows[0][0], members)
     if me not in {member for member, _ in members.rows}:
         yield [Statement(sql["member_join"], (name, me, lease_ms))]
@@ -67,6 +72,7 @@ def take_share(
         yield [Statement(sql["share_release"], (name, n, me)) for n in released]
         for partition in released:
             del mine[partition]
+    claimed = set[int]()
     free = [row for row in shares.rows if row[2] != me and row[2] not in alive]
     wanted = _spread(free, sorted(alive).index(me) * fair)[: max(0, fair - len(mine))]
     if wanted:
@@ -76,10 +82,11 @@ def take_share(
             Statement(sql["share_claim"], (me, name, partition, position, owner))
             for partition, position, owner in wanted
         ]
-        for (partition, position, _), claimed in zip(wanted, claims, strict=True):
-            if claimed.rowcount == 1:
+        for (partition, position, _), result in zip(wanted, claims, strict=True):
+            if result.rowcount == 1:
                 mine[partition] = position
-    return Share(mine, leaving, len(alive), len(mine) == fair)
+                claimed.add(partition)
+    return Share(mine, leaving, len(alive), len(mine) == fair, frozenset(claimed))
 
 
 def _spread(free: list[Row], by: int) -> list[Row]:
@@ -104,17 +111,39 @@ def _alive(sql: Mapping[str, str], name: str, me: str, now: int, members: Result
 
 
 def save_positions(
-    sql: Mapping[str, str], name: str, me: str, positions: Mapping[int, int]
-) -> Plan[dict[int, int]]:
+    sql: Mapping[str, str],
+    name: str,
+    me: str,
+    positions: Mapping[int, int],
+    generation: int | None = None,
+) -> Plan[dict[int, int] | None]:
     """Save the positions of partitions this member owns, never backwards; what it owns, and where
-    that stands now."""
+    that stands now.
+
+    generation: save only while the subscription has this one, and return None where it has not.
+    """
+    guard, condition, save = list[Statement](), tuple[object, ...](), sql["share_save"]
+    if generation is not None:
+        # The lock first: the statements behind it see whatever its last holder committed.
+        guard = [Statement(sql["generation_shared"], (name,))]
+        condition, save = (name, generation), sql["share_save_in"]
     saves = [
-        Statement(sql["share_save"], (position, name, partition, me, position))
+        Statement(save, (position, name, partition, me, position, *condition))
         for partition, position in sorted(positions.items())
     ]
     held = Statement(sql["shares_held"], (name, me))
-    results = yield [Statement(sql["begin"]), *saves, held, Statement(sql["commit"])]
+    results = yield [Statement(sql["begin"]), *guard, *saves, held, Statement(sql["commit"])]
+    if guard and [row[0] for row in results[1].rows] != [generation]:
+        return None
     return {int(partition): int(position) for partition, position in results[-2].rows}
+
+
+def move_shares(
+    sql: Mapping[str, str], name: str, me: str, positions: Mapping[int, int]
+) -> Plan[None]:
+    """Set the positions of partitions this member owns, backwards too."""
+    for partition, position in sorted(positions.items()):
+        yield [Statement(sql["share_move"], (position, name, partition, me))]
 
 
 def renew_lease(sql: Mapping[str, str], name: str, me: str, lease_ms: int) -> Plan[bool]:

@@ -22,12 +22,15 @@ from retold.cli import (
     export,
     imports,
     migrate,
+    move,
     parked,
+    projections,
     relay,
     run,
     schema,
     show,
     status,
+    subscriptions,
     verify,
 )
 from retold.cli.parsers import leaves
@@ -40,8 +43,8 @@ _PURPOSES = {
     "Set up": (migrate, schema, doctor, completion),
     "Run": (run, relay),
     "Look": (status, events, show, verify),
-    "Mend": (parked,),
-    "Move": (export, imports),
+    "Mend": (subscriptions, parked, projections),
+    "Move": (export, imports, move),
 }
 _ERROR, _FAULT, _INTERRUPTED, _PIPE_CLOSED = 2, 70, 130, 141
 

@@ -22,28 +22,29 @@ from retold.errors import (
     UsageError,
 )
 from retold.store.event_store import AsyncEventStore, EventStore, StoreOptions
+from retold.subscriptions.projection import Projection
 from retold.subscriptions.subscription import Subscription
 
 if TYPE_CHECKING:
     import argparse
 
 STOPPED = 3
-_WANTED = "a subscription, or a function that returns one or several"
+_WANTED = "a subscription or projection, or a function that returns one or several"
 _log = logging.getLogger("retold.run")
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "run",
-        help="handle events with the subscriptions of an application",
-        description="Run subscriptions until SIGTERM or Ctrl-C: from Kafka where one is named, else "
+        help="handle events with the subscriptions and projections of an application",
+        description="Run subscriptions and projections until SIGTERM or Ctrl-C: from Kafka where one is named, else "
         "from the database itself. Start it several times to share the work.",
         epilog="Every option --some-name is RETOLD_SOME_NAME in the environment and some-name in "
         "[tool.retold] of the file (--database is RETOLD_DATABASE_URL). Exit codes: 0 stopped when "
         "told to, 2 an error, 3 stopped at an event that a person has to look at.",
     )
     parser.add_argument(
-        "subscriptions", nargs="+", metavar="package.module:name", help=_WANTED + " subscriptions"
+        "subscriptions", nargs="+", metavar="package.module:name", help=_WANTED + " of them"
     )
     add_places(parser)
     parser.add_argument("--log-format", choices=("auto", "text", "json"))
@@ -56,7 +57,12 @@ def run(chosen: argparse.Namespace) -> int:
     options = StoreOptions()
     if kafka := settings.text("kafka"):
         options = StoreOptions(kafka=kafka, kafka_settings=settings.kafka())
-    found = [one for text in chosen.subscriptions for one in subscriptions(text)]
+    named = [one for text in chosen.subscriptions for one in subscriptions(text)]
+    inline = [one for one in named if isinstance(one, Projection) and one.inline]
+    found = [one for one in named if one not in inline]
+    if not found:
+        raise UsageError(f"{inline[0].name!r} is inline: name something that is to be run, too")
+    options["projections"] = inline
     if doubles := {one.name for one in found if [each.name for each in found].count(one.name) > 1}:
         raise UsageError(f"subscription {min(doubles)!r} is named twice")
     start_logging(settings.text("log-format", "auto"))
@@ -84,22 +90,23 @@ def run(chosen: argparse.Namespace) -> int:
 
 
 async def _run_async(
-    store: AsyncEventStore, found: list[Subscription], stop: threading.Event
+    store: AsyncEventStore, found: list[Subscription | Projection], stop: threading.Event
 ) -> None:
     async with store:
         await store.run(*found, stop=stop)
 
 
-def subscriptions(text: str) -> list[Subscription]:
+def subscriptions(text: str) -> list[Subscription | Projection]:
     """What `package.module:name` names. Raises UsageError."""
     module_name, _, name = text.partition(":")
     if not (module_name and name):
         raise UsageError(f"{text!r} names no subscription: write package.module:name")
     found: Any = load(text)
-    if not isinstance(found, Subscription) and callable(found):
+    kinds = (Subscription, Projection)
+    if not isinstance(found, kinds) and callable(found):
         found = found()
-    several: list[Any] = [found] if isinstance(found, Subscription) else _listed(found)
-    if not several or not all(isinstance(one, Subscription) for one in several):
+    several: list[Any] = [found] if isinstance(found, kinds) else _listed(found)
+    if not several or not all(isinstance(one, kinds) for one in several):
         raise UsageError(f"{text} is not {_WANTED}")
     return several
 

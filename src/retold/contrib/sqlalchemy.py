@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from retold.errors import ConnectionLost, MissingExtra, RetoldError, UsageError
 from retold.store.dialects import Dialect
-from retold.store.driver import Batch, Result, Statement
+from retold.store.driver import ACT, Batch, Result, Statement
 from retold.store.event_store import AsyncEventStore, EventStore
 from retold.store.migrations import migrations
 from retold.store.transactions import AsyncTransaction, Transaction
@@ -104,12 +104,26 @@ class _Joined:
         session = self._session
         try:
             connection = session if isinstance(session, Connection) else session.connection()
+            if batch and batch[0][0] == ACT:
+                return self._act(connection, batch[0][1][0])
             if _must_begin(connection, connection.connection):
                 batch = [_BEGIN, *batch]
                 return self._execute(connection, batch)[1:]
             return self._execute(connection, batch)
         except DBAPIError as error:
             raise _translate(self._dialect, error) from error.orig
+
+    def _act(self, connection: Connection, work: Any) -> Sequence[Result]:
+        cursor = connection.connection.cursor()
+        try:
+            work(cursor)
+        except connection.dialect.loaded_dbapi.Error as error:
+            driver = import_module(f"retold.drivers.{self._dialect.name}")
+            translated: RetoldError = driver.translate(error)
+            raise translated from error
+        finally:
+            cursor.close()
+        return (Result((), -1),)
 
     def _execute(self, connection: Connection, batch: Batch) -> Sequence[Result]:
         style = connection.dialect.paramstyle
@@ -131,6 +145,10 @@ class _JoinedAsync:
 
     async def execute(self, batch: Batch) -> Sequence[Result]:
         session = self._session
+        if batch and batch[0][0] == ACT:
+            raise UsageError(
+                "an inline projection writes through a blocking connection, and this one is async"
+            )
         try:
             connection = (
                 session if isinstance(session, AsyncConnection) else await session.connection()

@@ -62,9 +62,14 @@ def _sqlite(module: Any, url: DatabaseURL, dialect: Dialect) -> OwnConnection:
     return connection
 
 
-def open_async_driver(url: DatabaseURL, limit: int) -> AwaitingDriver | ThreadedDriver:
-    """An async driver that runs at most `limit` plans at once. No I/O yet."""
-    if url.client != "psycopg":
+def open_async_driver(
+    url: DatabaseURL, limit: int, *, threads: bool = False
+) -> AwaitingDriver | ThreadedDriver:
+    """An async driver that runs at most `limit` plans at once. No I/O yet.
+
+    threads: on a blocking client also where there is an async one.
+    """
+    if threads or url.client != "psycopg":
         return ThreadedDriver(open_driver(url), limit)
     module = _driver_module(url)
     bell = doorbell(f"{url}/{url.schema}/{url.prefix}")

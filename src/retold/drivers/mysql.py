@@ -33,7 +33,7 @@ from retold.errors import (
     UsageError,
     ValueTooLong,
 )
-from retold.store.driver import Batch, Result, Statement, UniqueViolation
+from retold.store.driver import ACT, Batch, Result, Statement, UniqueViolation
 from retold.store.url import DatabaseURL
 
 _BY_NUMBER: dict[int, Callable[[str], RetoldError]] = {
@@ -168,6 +168,8 @@ class MySQLConnection:
         try:
             if len(batch) == 1:
                 sql, params = batch[0]
+                if sql == ACT:
+                    return _act(self._raw.cursor(), params[0])
                 text = cursor.mogrify(sql, params) if params else sql
             else:
                 text = ";".join(
@@ -248,6 +250,8 @@ class JoinedMySQL:
         try:
             self._check()
             cursor = self._raw.cursor(self._plain_cursor)
+            if batch and batch[0][0] == ACT:
+                return _act(cursor, batch[0][1][0])
             for sql, params in batch:
                 cursor.execute(sql, params or None)
                 results.append(Result(cursor.fetchall(), cursor.rowcount))
@@ -255,6 +259,14 @@ class JoinedMySQL:
         except self._library.Error as error:
             raise translate(error) from error
         return results
+
+
+def _act(cursor: Any, work: Any) -> Sequence[Result]:
+    try:
+        work(cursor)
+    finally:
+        cursor.close()  # reads what it left unread
+    return (Result((), -1),)
 
 
 def _text(sql: str | bytes) -> str:

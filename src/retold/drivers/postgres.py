@@ -35,7 +35,7 @@ from retold.errors import (
     UsageError,
     ValueTooLong,
 )
-from retold.store.driver import Batch, Result, UniqueViolation
+from retold.store.driver import ACT, Batch, Result, UniqueViolation
 from retold.store.url import DatabaseURL
 
 _BY_STATE: dict[str, Callable[[str], RetoldError]] = {
@@ -132,6 +132,8 @@ class PostgresConnection:
         try:
             if len(batch) == 1:
                 sql, params = batch[0]
+                if sql == ACT:
+                    return _act(self._raw, params[0])
                 cursor = self._cursor.execute(_literal(sql), params or None)
                 if cursor.description is not None:
                     return (Result(cursor.fetchall(), cursor.rowcount),)
@@ -233,6 +235,7 @@ class AsyncPostgresConnection:
         self._pipelines = direct and psycopg.AsyncPipeline.is_supported()
 
     async def execute(self, batch: Batch) -> Sequence[Result]:
+        _check_no_act(batch)
         try:
             if len(batch) == 1:
                 sql, params = batch[0]
@@ -292,6 +295,8 @@ class JoinedPostgres:
         _check_joinable(self._raw)
         results: list[Result] = []
         try:
+            if batch and batch[0][0] == ACT:
+                return _act(self._raw, batch[0][1][0])
             # not the user's kind of cursor, which may want other placeholders
             with psycopg.Cursor(self._raw, row_factory=tuple_row) as cursor:
                 for sql, params in batch:
@@ -312,6 +317,7 @@ class JoinedAsyncPostgres:
 
     async def execute(self, batch: Batch) -> Sequence[Result]:
         _check_joinable(self._raw)
+        _check_no_act(batch)
         results: list[Result] = []
         try:
             async with psycopg.AsyncCursor(self._raw, row_factory=tuple_row) as cursor:
@@ -328,6 +334,19 @@ def _check_joinable(raw: psycopg.Connection[Any] | psycopg.AsyncConnection[Any])
     if raw.autocommit and raw.info.transaction_status == TransactionStatus.IDLE:
         raise UsageError(
             "using(connection) needs a transaction of yours: open one with connection.transaction()"
+        )
+
+
+def _act(raw: psycopg.Connection[Any], work: Any) -> Sequence[Result]:
+    with psycopg.Cursor(raw, row_factory=tuple_row) as cursor:
+        work(cursor)
+    return (_DONE,)
+
+
+def _check_no_act(batch: Batch) -> None:
+    if batch and batch[0][0] == ACT:
+        raise UsageError(
+            "an inline projection writes through a blocking connection, and this one is async"
         )
 
 

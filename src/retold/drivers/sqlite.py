@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from retold.errors import (
     InvalidURL,
@@ -31,7 +31,7 @@ from retold.errors import (
 )
 from retold.store.dialects import Dialect
 from retold.store.doorbell import Doorbell
-from retold.store.driver import Batch, Result, UniqueViolation
+from retold.store.driver import ACT, Batch, Result, UniqueViolation
 from retold.store.url import DatabaseURL
 
 _BUSY, _LOCKED = 5, 6
@@ -104,6 +104,8 @@ class SqliteConnection:
             raise
 
     def execute(self, batch: Batch) -> Sequence[Result]:
+        if batch and batch[0][0] == ACT:
+            return _act(self._raw, batch[0][1][0], self._path)
         return [self._execute(sql, params) for sql, params in batch]
 
     def _execute(self, sql: str, params: Sequence[object] = ()) -> Result:
@@ -212,6 +214,8 @@ class JoinedSqlite:
 
     def execute(self, batch: Batch) -> Sequence[Result]:
         self._begin()
+        if batch and batch[0][0] == ACT:
+            return _act(self._raw, batch[0][1][0], "the connection")
         text_factory, self._raw.text_factory = self._raw.text_factory, str
         try:
             results: list[Result] = []
@@ -226,6 +230,17 @@ class JoinedSqlite:
         finally:
             self._raw.text_factory = text_factory
         return results
+
+
+def _act(raw: sqlite3.Connection, work: Any, path: str) -> Sequence[Result]:
+    cursor = raw.cursor()
+    try:
+        work(cursor)
+    except sqlite3.Error as error:
+        raise translate(error, path) from error
+    finally:
+        cursor.close()
+    return (_DONE,)
 
 
 def _is_busy(error: sqlite3.Error) -> bool:

@@ -7,11 +7,12 @@ commits is the order of versions. Everything else is written only where it succe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
 from retold.errors import RetoldError, TransactionRolledBack
+from retold.events import Event
 from retold.store.driver import Plan, Statement, UniqueViolation
 
 
@@ -26,7 +27,8 @@ class Handled(NamedTuple):
 
 class Append(NamedTuple):
     """One change of one entity. `expected` is None for an entity to be created; without events
-    only `handled` is written. `key` stands for the entity in the dialect's queries."""
+    only `handled` is written. `key` stands for the entity in the dialect's queries. `events` are what
+    `names` and `bodies` were made of."""
 
     entity_type: str
     entity_id: str
@@ -38,6 +40,7 @@ class Append(NamedTuple):
     trigger: str | None
     metadata: str | None
     handled: Handled | None
+    events: Sequence[Event] = ()
 
 
 def _handled_row(change: Append, handled: Handled) -> tuple[object, ...]:

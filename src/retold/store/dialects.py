@@ -20,6 +20,11 @@ TABLES = (
     "handled",
     "subscriptions",
     "parked",
+    "projections",
+    "projection_seen",
+    "generations",
+    "missed",
+    "claims",
     "retold_migrations",
 )
 BROKER_TABLES = ("unnumbered_events", "event_log", "subscribers", "numbering")
@@ -106,6 +111,8 @@ def dialect_for(url: DatabaseURL) -> Dialect:
         **tables,
         **broker_tables,
         "event_log_idx": f"{q}{url.prefix}event_log_idx{q}",
+        "event_log_ids_idx": f"{q}{url.prefix}event_log_ids_idx{q}",
+        "log_ids_index_name": f"'{url.prefix}event_log_ids_idx'",
         # MySQL wants it in the table's database, PostgreSQL gives a trigger no schema
         "note_event": f"{space if q == '`' else ''}{q}{url.prefix}note_event{q}",
         "note_event_name": f"'{url.prefix}note_event'",

@@ -38,6 +38,17 @@ class Statement(NamedTuple):
     params: Sequence[object] = ()
 
 
+ACT = "-- a function"
+"""Stands in a batch of its own for a function that is to be called with a DB-API cursor of the
+connection, in the transaction: its parameter."""
+
+
+def acting(work: Callable[[Any], None]) -> Sequence[Statement]:
+    """The batch that calls a function. What the client library raises inside arrives translated,
+    every other exception as it is. Async clients cannot, and raise UsageError."""
+    return [Statement(ACT, (work,))]
+
+
 class Result(NamedTuple):
     """Rows (empty for a statement that returns none) and the number of rows found or changed."""
 

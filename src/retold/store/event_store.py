@@ -16,14 +16,16 @@ from collections.abc import (
     Generator,
     Iterator,
     Mapping,
+    Sequence,
 )
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime, timedelta
-from typing import Concatenate, ParamSpec, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Concatenate, ParamSpec, Self, TypedDict, TypeVar, Unpack
 
 from retold.aggregates import Aggregate
 from retold.codecs import Codec
 from retold.drivers import join, join_async, open_async_driver, open_driver
+from retold.entity import Entity
 from retold.errors import (
     RetoldError,
     TransactionRolledBack,
@@ -34,6 +36,7 @@ from retold.events import Event
 from retold.ids import EventIds
 from retold.recorded import Recorded
 from retold.store.connections import BlockingDriver
+from retold.store.inline import InlineProjection
 from retold.store.migrations import (
     collation,
     index_for_polling,
@@ -49,7 +52,8 @@ from retold.store.performing import performing, performing_async
 from retold.store.plans import forget_handled
 from retold.store.reading import Place, place_since
 from retold.store.repository import AsyncRepository, Repository
-from retold.store.running import Runnable, run_all
+from retold.store.running import Following, Runnable, run_all
+from retold.store.subscribed import AsyncSubscriptions, Subscriptions
 from retold.store.transactions import AsyncTransaction, Kept, Transaction
 from retold.store.url import parse_url
 
@@ -70,6 +74,7 @@ class StoreOptions(TypedDict, total=False):
     ids: EventIds
     kafka: str
     kafka_settings: Mapping[str, str]
+    projections: Sequence[InlineProjection]
 
 
 class _Store:
@@ -85,6 +90,7 @@ class _Store:
         kafka: "host:port[,host:port…]". A relay publishes the events there, and subscriptions of
         this store consume them from there instead of from the database.
         kafka_settings: more for the Kafka client, in librdkafka's names, such as sasl.password.
+        projections: inline ones; their handlers write in the transaction of each append.
 
         Raises InvalidURL and MissingExtra. Does no I/O.
         """
@@ -98,7 +104,13 @@ class _Store:
             ids=options.get("ids") or EventIds(),
             max_event_bytes=options.get("max_event_bytes", MAX_EVENT_BYTES),
             retries=options.get("retries", 50),
+            projections=tuple(options.get("projections", ())),
         )
+        for projection in self._settings.projections:
+            if not projection.inline:
+                raise UsageError(
+                    f"projection {projection.name!r} is not inline: run it, by store.run(…)"
+                )
 
     @property
     def codec(self) -> Codec:
@@ -133,6 +145,8 @@ class EventStore(_Store):
 
     def __init__(self, url: str, **options: Unpack[StoreOptions]) -> None:
         super().__init__(url, **options)
+        self._options = options
+        self._text_url = url
         self._driver = open_driver(self._url)
         self._kept = Kept(self._driver.dialect, self._settings, owned=True)
         self._joined = Kept(self._driver.dialect, self._settings, owned=False)
@@ -296,11 +310,30 @@ class EventStore(_Store):
             if not handled:
                 return total
 
+    def wait_for(
+        self, projection: Following, changed: Entity[Any], /, timeout: float = 5.0
+    ) -> None:
+        """Wait until a projection with `track_versions=True` has come to a change, so that whoever
+        made it finds it in the read model.
+
+        changed: what a verb returned. Returns at once where the projection handles none of the
+        entity's events. Raises NotCaughtUp after `timeout` seconds.
+        """
+        projection.wait_on(self, changed, timeout)
+
     def parked(self, subscription: str | None = None) -> ParkedEvents:
         """The events that subscriptions, or this one, gave up on."""
         return ParkedEvents(self._driver.run, self._driver.dialect.queries, subscription)
 
+    def subscriptions(self) -> Subscriptions:
+        """The subscriptions that have ever started on this database."""
+        return Subscriptions(self._driver.run, self._driver.dialect)
+
     # --- life ------------------------------------------------------------------------------------
+
+    def asynchronous(self) -> AsyncEventStore:
+        """An async store on the same database, for handlers that are async."""
+        return AsyncEventStore(self._text_url, **self._options)
 
     def __enter__(self) -> Self:
         self._driver.open()
@@ -325,7 +358,8 @@ class AsyncEventStore(_Store):
         super().__init__(url, **options)
         self._options = options
         self._text_url = url
-        self._driver = open_async_driver(self._url, concurrency)
+        threads = bool(self._settings.projections)  # their handlers are blocking
+        self._driver = open_async_driver(self._url, concurrency, threads=threads)
         self._kept = Kept(self._driver.dialect, self._settings, owned=True)
         self._joined = Kept(self._driver.dialect, self._settings, owned=False)
         self._perform = performing_async(self._driver.run)
@@ -401,9 +435,19 @@ class AsyncEventStore(_Store):
         """As EventStore.prune_handled."""
         return await self._perform(forget_handled(self._driver.dialect, older_than))
 
+    async def wait_for(
+        self, projection: Following, changed: Entity[Any], /, timeout: float = 5.0
+    ) -> None:
+        """As EventStore.wait_for."""
+        await projection.wait_on_async(self, changed, timeout)
+
     def parked(self, subscription: str | None = None) -> AsyncParkedEvents:
         """As EventStore.parked."""
         return AsyncParkedEvents(self._driver.run, self._driver.dialect.queries, subscription)
+
+    def subscriptions(self) -> AsyncSubscriptions:
+        """As EventStore.subscriptions."""
+        return AsyncSubscriptions(self._driver.run, self._driver.dialect)
 
     def blocking(self) -> EventStore:
         """A blocking store on the same database, for handlers that are plain functions."""

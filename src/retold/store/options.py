@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from retold.codecs import Codec
 from retold.errors import InvalidValue, UsageError
 from retold.ids import EventIds
+
+if TYPE_CHECKING:
+    from retold.store.inline import InlineProjection
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,7 @@ class Settings:
 
     retries: how often an update lost to another one is tried again.
     settle_tries: how often the database is asked for an unknown outcome, about a second apart.
+    projections: the inline ones, which go along with every append.
     """
 
     codec: Codec
@@ -33,6 +38,7 @@ class Settings:
     max_event_bytes: int
     retries: int
     settle_tries: int = 12
+    projections: Sequence[InlineProjection] = ()
     counts: Counter[str] = field(default_factory=Counter[str])
 
 

@@ -17,6 +17,9 @@ from retold.errors import AssignmentLost, NotParked, ParkedQueueFull
 from retold.store.driver import Plan, Statement
 
 RETRY, SKIP = "retry", "skip"
+MADE_UP = "."
+"""What is in the id of an event whose own nobody knows. It is before all that ids consist of, so
+that such an id alone is before, and one made of another by adding to it is right behind that."""
 _PAGE = 500
 
 
@@ -90,28 +93,50 @@ def park(
     failure: Failure,
     partition: int,
     position: int,
-    owned: Statement | None,
+    owned: Statement,
     limit: int,
-) -> Plan[bool]:
-    """Put an event at the end of its entity's queue; False where another member handled it.
+) -> Plan[str | None]:
+    """Put an event at the end of its entity's queue; its id there, None where another member
+    handled it.
 
     Raises AssignmentLost, and ParkedQueueFull at `limit` events.
     """
     yield [Statement(sql["begin"])]
     saved = yield from _owned(queue, owned)
-    if saved is not None and saved >= position:
+    if saved >= position:
         yield [Statement(sql["rollback"])]
-        return False
+        return None
+    if event.id.startswith(MADE_UP):
+        (found,) = yield [Statement(sql["parked_queue"], queue)]
+        event = event._replace(id=id_in_queue(event, found.rows))
     row = (*queue, event.id, partition, *event[1:], *failure, time.time_ns() // 1_000_000)
     _, found = yield [Statement(sql["park"], row), Statement(sql["parked_count"], queue)]
     if found.rows[0][0] > limit:
         raise ParkedQueueFull(*queue, limit)
+    if failure.error is None and found.rows[0][0] == 1:
+        # What it was to wait behind is gone: nothing else would have it tried.
+        yield [Statement(sql["parked_next"], (*queue, event.id))]
     yield [Statement(sql["commit"])]
-    return True
+    return event.id
+
+
+def id_in_queue(event: Event, rows: Sequence[Sequence[str]]) -> str:
+    """Under which id an event without one of its own is the last of a queue.
+
+    rows: id and data of those that are there. It may be there already; then it keeps its id.
+    """
+    for id, text in rows:
+        if MADE_UP in id and text == event.data:
+            return id
+    last = rows[-1][0] if rows else ""
+    if not last or last.startswith(MADE_UP):
+        return event.id
+    id, _, number = last.partition(MADE_UP)
+    return f"{id}{MADE_UP}{int(number or '0', 16) + 1:03x}"
 
 
 def unpark(
-    sql: Mapping[str, str], queue: Queue, event_id: str, owned: Statement | None
+    sql: Mapping[str, str], queue: Queue, event_id: str, owned: Statement
 ) -> Plan[str | None]:
     """Take the first event away; the id of the next one, None where the queue is empty now.
 
@@ -133,7 +158,7 @@ def failed_again(
     queue: Queue,
     event_id: str,
     failure: Failure,
-    owned: Statement | None,
+    owned: Statement,
 ) -> Plan[None]:
     """Note that the first event failed again. Raises AssignmentLost."""
     yield [Statement(sql["begin"])]
@@ -142,10 +167,8 @@ def failed_again(
     yield [note, Statement(sql["commit"])]
 
 
-def _owned(queue: Queue, owned: Statement | None) -> Plan[int | None]:
-    """The position saved of the partition; None where the database does not know who owns it."""
-    if owned is None:
-        return None
+def _owned(queue: Queue, owned: Statement) -> Plan[int]:
+    """The position saved of the partition. Raises AssignmentLost."""
     (found,) = yield [owned]
     if not found.rows:
         raise AssignmentLost(queue.subscription)

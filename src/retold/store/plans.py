@@ -39,7 +39,8 @@ from retold.snapshots import encode_state
 from retold.store.append import Append, Handled
 from retold.store.dialects import Dialect
 from retold.store.driver import Batch, Pause, Plan, Statement, Verb
-from retold.store.options import Options
+from retold.store.inline import Inline
+from retold.store.options import Options, Settings
 from retold.store.reading import Loaded, Reading
 
 A = TypeVar("A", bound=Aggregate)
@@ -70,6 +71,12 @@ def _name_of(command: Callable[..., object]) -> str:
 
 class Verbs(Reading[A]):
     """The verbs for one aggregate class on one database."""
+
+    def __init__(
+        self, aggregate_class: type[A], dialect: Dialect, settings: Settings, *, owned: bool
+    ) -> None:
+        super().__init__(aggregate_class, dialect, settings, owned=owned)
+        self._inline = Inline(settings.projections, self.entity_type)
 
     def create(
         self, options: Options, command: Command[A, P, R], /, *args: P.args, **kwargs: P.kwargs
@@ -180,7 +187,7 @@ class Verbs(Reading[A]):
         raise OutcomeUnknown("the outcome was never asked for")
 
     def _repeat(self, append: Append) -> Plan[bool]:
-        written = yield from self._dialect.append(self._sql, append, True)
+        written = yield from self._inline.append(self._dialect, append, True)
         if written:
             return True
         if append.ids:
@@ -302,7 +309,7 @@ class Verbs(Reading[A]):
             and self._strategy(loaded.since + len(append.ids))
         )
         attempt.append, attempt.changed, attempt.snapshot_due = append, done, due
-        written = yield from self._dialect.append(self._sql, append, self._owned)
+        written = yield from self._inline.append(self._dialect, append, self._owned)
         if not written:
             attempt.append, attempt.snapshot_due = None, False
             return (yield from self._refused(append, options, command))
@@ -354,6 +361,7 @@ class Verbs(Reading[A]):
             options.trigger or options.key,
             encode_metadata(metadata),
             handled,
+            events,
         )
 
     def _refused(

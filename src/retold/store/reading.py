@@ -7,7 +7,7 @@ build on what it has seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -115,7 +115,7 @@ class Reading(Generic[A]):
         ]
         return page, rows[-1][0] if len(rows) == _PAGE else ""
 
-    def _recorded(self, id: str, *event: Any) -> Iterator[Recorded[Event]]:
+    def _recorded(self, id: str, *event: Any) -> list[Recorded[Event]]:
         """event: the id, name, data, trigger and metadata of one that is stored."""
         return read_row(self._settings.codec, self.entity_type, id, *event)
 

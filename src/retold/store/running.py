@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from retold.errors import UsageError
 
 if TYPE_CHECKING:
+    from retold.entity import Entity
     from retold.store.event_store import AsyncEventStore, EventStore
 
 
@@ -23,6 +24,15 @@ class Runnable(Protocol):
         ...
 
     async def run_on_async(self, store: AsyncEventStore, stop: threading.Event) -> None: ...
+
+
+class Following(Protocol):
+    """What a store can wait for: a projection."""
+
+    def wait_on(self, store: EventStore, changed: Entity[Any], timeout: float) -> None: ...
+    async def wait_on_async(
+        self, store: AsyncEventStore, changed: Entity[Any], timeout: float
+    ) -> None: ...
 
 
 def run_all(

@@ -8,11 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
 from retold.brokers.base import Consumer, Message
 from retold.errors import AssignmentLost, RetoldError
-from retold.subscriptions.parking import Parking
-from retold.subscriptions.progress import Progress, Revival, Taken
+from retold.subscriptions.progress import Hold, Progress, Revival, Taken
 from retold.subscriptions.workers import Work, Workers
 
 BATCH = 100
@@ -20,12 +20,24 @@ WINDOW = 1000
 """The most messages in hand. No more are read while there are so many."""
 END_S = 30.0
 """How long a stop waits for handlers that were begun."""
-_SAVE_S = 1.0
-"""How long what is handled may stay unsaved while there is work all the time."""
+_SAVE_S = 0.1
+"""How long what is handled may stay unsaved. A save is a commit, which costs as much as many events."""
 _POLL_S = 0.5
 WISHES_S = 1.0
 """How often it is looked for parked events that are to be tried again or skipped."""
 _log = logging.getLogger("retold.subscriptions")
+
+
+class Queues(Protocol):
+    """The queues of parked events of the partitions that are this member's."""
+
+    def load(self, hold: Hold) -> None:
+        """Learn which entities of a partition have one."""
+        ...
+
+    def wanted(self, holds: dict[int, Hold]) -> list[Revival]:
+        """Those that are to be worked."""
+        ...
 
 
 class Dispatcher:
@@ -37,7 +49,7 @@ class Dispatcher:
         consumer: Consumer,
         work: Work,
         workers: Workers,
-        parking: Parking,
+        parking: Queues,
     ) -> None:
         self._subscription = subscription
         self._consumer = consumer
@@ -51,6 +63,7 @@ class Dispatcher:
         self._reached = False
         self._tries = 0
         work.told = self._told
+        work.rested = lambda: self._save(work.stop)
 
     def consume(self, stop: threading.Event, *, drain: bool) -> int:
         """Until `stop` is set, or with `drain` until nothing is left; returns how many messages.
@@ -69,7 +82,9 @@ class Dispatcher:
                 taken = progress.take(messages)
                 revived = self._parked(drain)
                 if drain and not taken and not revived:
-                    break
+                    break  # also where it is paused
+                if revived:  # what is parked does not come again while its queue is worked
+                    self._save(stop, at_once=True)
                 workers.put([*revived, *taken])
                 self._save(stop, at_once=not messages)
                 self._wait_for_room(stop)
@@ -84,9 +99,9 @@ class Dispatcher:
 
     def _poll(self, stop: threading.Event, drain: bool) -> Sequence[Message] | None:
         """None when it failed and may succeed later."""
-        limit = min(BATCH, WINDOW - self._progress.in_hand)
+        limit = 0 if self._work.paused() else min(BATCH, WINDOW - self._progress.in_hand)
         try:
-            messages = self._consumer.poll(limit, 0 if drain else _POLL_S)
+            messages = self._consumer.poll(limit, 0 if drain else self._patience())
         except RetoldError as error:
             # What has never worked may be a wrong URL, which no waiting mends.
             if not self._reached or not error.retriable:
@@ -99,12 +114,18 @@ class Dispatcher:
         self._reached, self._tries = True, 0
         return messages
 
+    def _patience(self) -> float:
+        """How long to wait for messages: until something is to be saved."""
+        if not self._progress.unsaved:
+            return _POLL_S
+        return max(0.001, self._saved_at + _SAVE_S - time.monotonic())
+
     def _parked(self, drain: bool) -> Sequence[Taken]:
         """What to do for the queues of parked events; learns of those of new partitions first."""
         for hold in self._progress.fresh():
             self._wait_for_store(partial(self._parking.load, hold))
         now = time.monotonic()
-        if not drain and now - self._wishes_at < WISHES_S:
+        if self._work.paused() or (not drain and now - self._wishes_at < WISHES_S):
             return ()
         self._wishes_at = now
         wanted: list[Revival] = []
@@ -130,25 +151,28 @@ class Dispatcher:
             self._consumer.wake()
 
     def _wait_for_room(self, stop: threading.Event) -> None:
-        while not self._work.stopped:
-            self._progress.advance()
-            if self._progress.in_hand < WINDOW:
+        self._progress.advance()
+        while self._progress.in_hand >= WINDOW and not self._work.stopped:
+            if self._work.paused():
                 return
             self._room.clear()
             self._room.wait(0.02)
-            self._save(stop, at_once=False)
+            self._save(stop)
 
     # --- positions -------------------------------------------------------------------------------
 
-    def _save(self, stop: threading.Event, *, at_once: bool) -> None:
-        """Save what is handled, in batches: at the latest when nothing is in hand."""
+    def _save(self, stop: threading.Event, *, at_once: bool = False) -> None:
+        """Save what is handled: now and then, and when nothing more comes at once.
+
+        However much it is: what is handled within a moment is handled again within one.
+        """
         progress = self._progress
         progress.advance()
         if not progress.unsaved:
             return
         now = time.monotonic()
         late = now - self._saved_at >= _SAVE_S
-        if not (at_once or late or progress.in_hand == 0 or progress.unsaved >= BATCH):
+        if not (at_once or late):
             return
         self._saved_at = now
         self._commit(progress.positions(), stop)

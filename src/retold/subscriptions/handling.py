@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retold.brokers.base import Message
+from retold.brokers.unreadable import UNREADABLE, events_of
 from retold.errors import HandlerFailed
 from retold.events import Event
 from retold.recorded import Recorded, read_row
@@ -67,12 +68,21 @@ class Handling:
         self._subscription = subscription
         self._routes = routes
         self._codec = codec
+        self._types = frozenset(name for _, cls in routes for name in cls.__event_names__)
 
     def steps(self, message: Message) -> Steps:
         """False when it was stopped before the message was handled.
 
-        Raises HandlerFailed, UnknownEvent, UnreadableEvent.
+        Raises HandlerFailed, UnknownEvent, UnreadableEvent, UnreadableRecord.
         """
+        if message.event_type == UNREADABLE:
+            for inner in events_of(message):
+                if inner.event_type in self._types and not (yield from self._handle(inner)):
+                    return False
+            return True
+        return (yield from self._handle(message))
+
+    def _handle(self, message: Message) -> Steps:
         for event in read_row(
             self._codec,
             message.topic,

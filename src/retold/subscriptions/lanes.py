@@ -21,6 +21,7 @@ class Lanes:
         self._queues: tuple[deque[Taken], ...] = tuple(deque() for _ in range(count))
         self._busy: set[int] = set()
         self._closed = False
+        self._paused = False
         self._changed = threading.Condition()
 
     def put(self, messages: Iterable[Taken]) -> list[int]:
@@ -29,6 +30,8 @@ class Lanes:
         for taken in messages:
             queues[lane_of(taken.message.key, count)].append(taken)
         with self._changed:
+            if self._paused:
+                return []
             waiting = [n for n, queue in enumerate(queues) if queue and n not in self._busy]
             self._busy.update(waiting)
         return waiting
@@ -40,17 +43,30 @@ class Lanes:
         """
         queue = self._queues[lane]
         while True:
+            if self._paused:
+                with self._changed:
+                    if self._paused:
+                        self._leave(lane)
+                        return None
             try:
                 taken = queue.popleft()
             except IndexError:
                 with self._changed:
                     if queue and not self._closed:
                         continue
-                    self._busy.discard(lane)
-                    self._changed.notify_all()
+                    self._leave(lane)
                     return None
             if taken.hold.alive and not self._closed:
                 return taken
+
+    def _leave(self, lane: int) -> None:
+        self._busy.discard(lane)
+        self._changed.notify_all()
+
+    def pause(self, paused: bool) -> None:
+        """Begin nothing while paused. Whoever ends it must `put`, though it be nothing."""
+        with self._changed:
+            self._paused = paused
 
     @property
     def idle(self) -> bool:

@@ -20,9 +20,11 @@ from retold.errors import (
     RetoldError,
     UnknownEvent,
     UnreadableEvent,
+    UnreadableRecord,
 )
 from retold.store.driver import Plan
 from retold.store.parked import (
+    MADE_UP,
     SKIP,
     Event,
     Failure,
@@ -45,6 +47,9 @@ if TYPE_CHECKING:
 PARK_LIMIT = 1000
 _MAX_ERROR, _MAX_TRACEBACK = 2_000, 20_000
 _WAIT = Retry()
+_UNHANDLED = HandlerFailed, UnknownEvent, UnreadableEvent, UnreadableRecord
+_Unhandled = HandlerFailed | UnknownEvent | UnreadableEvent | UnreadableRecord
+"""What parks an event."""
 _log = logging.getLogger("retold.subscriptions")
 
 
@@ -120,19 +125,20 @@ class Parking:
     def _try(self, taken: Taken) -> Steps:
         try:
             return (yield from self._handling.steps(taken.message))
-        except (HandlerFailed, UnknownEvent, UnreadableEvent) as error:
-            failure = _failure(error)
+        except _UNHANDLED as error:
+            failure = failure_of(error)
         return (yield from self._ending(self._park(taken, failure)))
 
     def _park(self, taken: Taken, failure: Failure) -> Steps:
-        if (yield from self._put(taken, failure)):
+        id = yield from self._put(taken, failure)
+        if id is not None:
             message, hold = taken.message, taken.hold
-            hold.parked[message.topic, message.key] = message.event_id
+            hold.parked[message.topic, message.key] = id
             _log.error(
                 "%s: parked event %s (%s) of %s %s after %d attempts; of this partition events of "
                 "%d entities are parked",
                 self._name,
-                message.event_id,
+                id,
                 message.event_type,
                 message.topic,
                 message.key,
@@ -144,15 +150,16 @@ class Parking:
     def _join(self, taken: Taken) -> Steps:
         """To the end of the queue, unless it comes again and was handled before the queue began."""
         message = taken.message
-        if message.event_id >= taken.hold.parked[message.topic, message.key]:
+        head = taken.hold.parked[message.topic, message.key]
+        if message.event_id >= head or message.event_id.startswith(MADE_UP):
             yield from self._put(taken, Failure())
         return True
 
-    def _put(self, taken: Taken, failure: Failure) -> Generator[Any, Any, bool]:
+    def _put(self, taken: Taken, failure: Failure) -> Generator[Any, Any, str | None]:
         message = taken.message
         event = Event(message.event_id, message.event_type, message.data, message.metadata)
         queue = Queue(self._name, message.topic, message.key)
-        parked: bool = yield from self._run(
+        parked: str | None = yield from self._run(
             taken.hold,
             lambda: park(
                 self._sql,
@@ -200,8 +207,8 @@ class Parking:
             try:
                 if not (yield from self._handling.steps(message)):
                     return False
-            except (HandlerFailed, UnknownEvent, UnreadableEvent) as error:
-                failure = _failure(error, first.attempts)
+            except _UNHANDLED as error:
+                failure = failure_of(error, first.attempts)
                 _log.error(
                     "%s: event %s of %s %s failed again and stays parked",
                     self._name,
@@ -245,7 +252,7 @@ class Parking:
         raise _Ended
 
 
-def _failure(error: HandlerFailed | UnknownEvent | UnreadableEvent, before: int = 0) -> Failure:
+def failure_of(error: _Unhandled, before: int = 0) -> Failure:
     """What is kept of an error. Raises it where it is the database's, which no parking mends."""
     cause: BaseException = error
     attempts, text = 1, f"{type(error).__name__}: {error}"

@@ -7,7 +7,7 @@ before which none is unhandled. No I/O and no threads here; `done` alone may be 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 
 from retold.brokers.base import Message
 
@@ -15,10 +15,12 @@ from retold.brokers.base import Message
 class Hold:
     """One time for which a partition was assigned. What was taken in it counts only while it lasts."""
 
-    __slots__ = ("alive", "last", "parked", "partition", "reviving", "taken")
+    __slots__ = ("alive", "last", "parked", "partition", "reviving", "taken", "time")
 
-    def __init__(self, partition: int) -> None:
+    def __init__(self, partition: int, time: object = None) -> None:
         self.partition = partition
+        self.time = time
+        """What stands for this time, where the consumer has told."""
         self.alive = True
         self.last = -1
         self.taken: deque[Taken] = deque()
@@ -70,7 +72,7 @@ class Progress:
             hold = holds.get(message.partition)
             if hold is None or message.position <= hold.last:
                 self._drop(message.partition)
-                hold = self._begin(message.partition)
+                hold = self._begin(message.partition, hold and hold.time)
             hold.last = message.position
             one = Taken(message, hold)
             hold.taken.append(one)
@@ -96,21 +98,23 @@ class Progress:
         ready, self._ready, self.unsaved = self._ready, {}, 0
         return ready
 
-    def keep(self, held: Collection[int]) -> None:
-        """Forget the partitions that are not this member's any more, and begin with new ones."""
-        for partition in self.holds.keys() - set(held):
-            self._drop(partition)
-        for partition in held:
+    def keep(self, held: Mapping[int, object]) -> None:
+        """Forget the partitions that are not this member's any more, or were not for a while, and
+        begin with new ones."""
+        for partition, hold in list(self.holds.items()):
+            if partition not in held or hold.time is not held[partition]:
+                self._drop(partition)
+        for partition, time in held.items():
             if partition not in self.holds:
-                self._begin(partition)
+                self._begin(partition, time)
 
     def fresh(self) -> list[Hold]:
         """What was assigned since this was asked last."""
         fresh, self._fresh = self._fresh, []
         return [hold for hold in fresh if hold.alive]
 
-    def _begin(self, partition: int) -> Hold:
-        hold = self.holds[partition] = Hold(partition)
+    def _begin(self, partition: int, time: object) -> Hold:
+        hold = self.holds[partition] = Hold(partition, time)
         self._fresh.append(hold)
         return hold
 

@@ -19,20 +19,23 @@ from typing import (
     overload,
 )
 
-from retold.aggregates import Aggregate, appliers_of
+from retold.aggregates import Aggregate
 from retold.brokers.base import Consumer
 from retold.brokers.consumers import Assignor, open_consumer
 from retold.brokers.polling import Start
-from retold.errors import AssignmentLost, DefinitionError, InvalidValue, UsageError
-from retold.events import Event, event_name
-from retold.registry import check_name, full_name
+from retold.brokers.wants import Wants, Watch
+from retold.errors import AssignmentLost, InvalidValue, Outgrown, UsageError
+from retold.events import Event
+from retold.registry import check_name
+from retold.subscriptions.backfill import backfill, is_missed
 from retold.subscriptions.delivery import AsyncDelivery, Delivery
 from retold.subscriptions.dispatcher import Dispatcher
+from retold.subscriptions.generations import begin, handled, names, stand_by, stored_names
 from retold.subscriptions.handling import Handler, Handling, Route, Routes
 from retold.subscriptions.parking import PARK_LIMIT, Parking
 from retold.subscriptions.retry import Retry
+from retold.subscriptions.routing import Handlers
 from retold.subscriptions.workers import Inline, OnLoop, Threads, Work, Workers
-from retold.upcasting import upcast_names
 
 if TYPE_CHECKING:
     from retold.store.event_store import AsyncEventStore, EventStore
@@ -109,7 +112,7 @@ class Subscription:
         self._on_error: OnError = on_error
         self._park_limit = park_limit
         self._retry = retry or (Retry() if attempts is None else Retry(attempts))
-        self._handlers: list[tuple[type[Event], str | None, Route]] = []
+        self._handlers = Handlers(f"subscription {name!r}")
 
     def on(
         self,
@@ -125,49 +128,21 @@ class Subscription:
         applies the event. retry: for this handler instead of the subscription's. Raises DefinitionError for a second handler of the same event; none or
         several such aggregates are an error when the subscription starts.
         """
-        if not (isinstance(event_class, type) and issubclass(event_class, Event)):
-            raise UsageError(f"on(…) takes an Event class, not {event_class!r}")
-        topic = of if of is None or isinstance(of, str) else of.__entity_type__
 
         def register(handler: Any) -> Any:
-            for known, known_topic, _ in self._handlers:
-                if known is event_class and known_topic == topic:
-                    raise DefinitionError(
-                        f"subscription {self.name!r} has two handlers for {event_name(event_class)}"
-                    )
-            self._handlers.append((event_class, topic, Route(handler, retry or self._retry)))
+            self._handlers.add(event_class, of, Route(handler, retry or self._retry))
             return handler
 
+        self._handlers.check(event_class)
         return register
 
     @property
     def has_async_handlers(self) -> bool:
         """Whether it needs an AsyncEventStore."""
-        return any(inspect.iscoroutinefunction(route.handler) for _, _, route in self._handlers)
+        return any(inspect.iscoroutinefunction(handler) for handler in self._handlers)
 
     def _routes(self) -> Routes:
-        if not self._handlers:
-            raise DefinitionError(f"subscription {self.name!r} has no handlers: use @….on(Event)")
-        routes: dict[tuple[str, type[Event]], Route] = {}
-        for event_class, topic, handled in self._handlers:
-            route = (topic or self._only_applier(event_class), event_class)
-            if route in routes:
-                raise DefinitionError(
-                    f"subscription {self.name!r} has two handlers for {event_name(event_class)} "
-                    f"of {route[0]}"
-                )
-            routes[route] = handled
-        return routes
-
-    def _only_applier(self, event_class: type[Event]) -> str:
-        found = appliers_of(event_class)
-        if len(found) == 1:
-            return found[0].__entity_type__
-        listed = ", ".join(full_name(cls) for cls in found) or "no aggregate of this process does"
-        raise DefinitionError(
-            f"subscription {self.name!r}: which entities' {event_name(event_class)} is meant? "
-            f"Say on(…, of=…). Aggregates that apply it: {listed}"
-        )
+        return self._handlers.routes()
 
     def run_on(
         self,
@@ -184,20 +159,48 @@ class Subscription:
         ]
         if awaited and loop is None:
             raise UsageError(f"{full_name_of(awaited[0])} is async, so it needs an AsyncEventStore")
-        types = {name for _, cls in routes for name in stored_names(cls)} | set(upcast_names())
-        wanted = sorted({t for t, _ in routes}), sorted(types), self._start
-        while True:
-            consumer = open_consumer(store.driver, self.name, *wanted, store.kafka, self._assignor)
-            try:
-                return self._consume(
-                    consumer, store, stop, routes, drain, loop if awaited else None
-                )
-            except AssignmentLost as lost:
-                if drain:
-                    raise
-                _log.warning("%s", lost)  # noticed while an event was parked: join again
-            finally:
-                consumer.close()
+        wants = Wants(store.driver, self.name, handled(routes), in_database=store.kafka is None)
+        watch: Watch | None = None
+        try:
+            while True:
+                begin(store.driver, wants, stop, again=watch is not None)
+                if watch is None and not drain:
+                    watch = Watch(wants)
+                consumer = self._open(store, wants)
+                wants.changed = consumer.wake
+                try:
+                    return self._consume(
+                        consumer, store, stop, routes, drain, loop if awaited else None, wants
+                    )
+                except AssignmentLost as lost:
+                    if drain:
+                        raise
+                    _log.warning("%s", lost)  # noticed while an event was parked: join again
+                except Outgrown:
+                    if drain:
+                        raise
+                finally:
+                    consumer.close()
+                if wants.others and not stop.is_set():
+                    stand_by(wants, stop)
+                if stop.is_set():
+                    return 0
+        finally:
+            if watch is not None:
+                watch.end()
+
+    def _open(self, store: EventStore, wants: Wants) -> Consumer:
+        topics, types = names(wants.own)
+        return open_consumer(
+            store.driver,
+            self.name,
+            topics,
+            types,
+            self._start,
+            store.kafka,
+            self._assignor,
+            wants=wants,
+        )
 
     def _consume(
         self,
@@ -207,6 +210,7 @@ class Subscription:
         routes: Routes,
         drain: bool,
         loop: tuple[asyncio.AbstractEventLoop, AsyncEventStore] | None,
+        wants: Wants,
     ) -> int:
         parking = Parking(
             self.name,
@@ -217,6 +221,7 @@ class Subscription:
             limit=self._park_limit,
         )
         work = Work(self.name, parking.steps, store, stop)
+        work.paused = lambda: wants.seen.paused
         workers: Workers = Inline(work)
         if loop is not None:
             workers = OnLoop(work, self._lanes, *loop)
@@ -224,6 +229,37 @@ class Subscription:
             workers = Threads(work, self._lanes)
         dispatcher = Dispatcher(self.name, consumer, work, workers, parking)
         return dispatcher.consume(stop, drain=drain)
+
+    def backfill(
+        self,
+        store: EventStore,
+        event: type[Event] | str,
+        /,
+        *,
+        stop: threading.Event | None = None,
+        told: Callable[[int], None] = lambda count: None,
+        loop: tuple[asyncio.AbstractEventLoop, AsyncEventStore] | None = None,
+    ) -> bool:
+        """Handle the events of one name that this subscription passed before it handled that name.
+
+        Each once in effect, and an entity's in their order; the live flow goes on meanwhile. What is
+        broken off goes on where it was. True when all of it is handled; False where it was stopped,
+        or another process is at work on a part of it.
+
+        event: the class, or a stored name. told: called with the number of events to be handled next.
+        loop: for async handlers, an event loop that runs in another thread, and a store on it.
+        Raises NothingMissed, and HandlerFailed at the first event whose handler goes on failing:
+        nothing behind it is handled.
+        """
+        kinds = (event,) if isinstance(event, str) else stored_names(event)
+        routes, ended = self._routes(), stop or threading.Event()
+        if loop is None and self.has_async_handlers:
+            raise UsageError("async handlers need loop=(event loop, AsyncEventStore)")
+        left = [kind for kind in kinds if is_missed(store, self.name, kind)] or kinds[:1]
+        return all(
+            backfill(store, self.name, kind, routes, self._assignor, ended, told, loop)
+            for kind in left
+        )
 
     async def run_on_async(self, store: AsyncEventStore, stop: threading.Event) -> None:
         """The same loop in a thread; async handlers run on this event loop."""
@@ -240,11 +276,6 @@ class Subscription:
             raise
         finally:
             blocking.close()
-
-
-def stored_names(event_class: type[Event]) -> tuple[str, ...]:
-    """Every name an event class is stored under, old ones included."""
-    return event_class.__event_names__
 
 
 def full_name_of(handler: Handler) -> str:

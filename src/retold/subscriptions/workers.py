@@ -6,6 +6,8 @@ import asyncio
 import contextvars
 import inspect
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -21,6 +23,8 @@ from retold.subscriptions.progress import Taken
 if TYPE_CHECKING:
     from retold.store.event_store import AsyncEventStore, EventStore
 
+REST_S = 0.1
+"""How long messages are handled without a look at anything else."""
 THREADS = 32
 """The most threads for plain handlers of one subscription, however many lanes it has."""
 
@@ -30,7 +34,8 @@ class Work:
 
     stop: set by those who want the subscription to end. ending: set once nothing may be begun.
     failure: the first error that stops the subscription. told: called when a lane has nothing to
-    do, and when `failure` is there.
+    do, and when `failure` is there. rested: called now and then between two messages that are
+    handled in the thread that puts them.
     """
 
     def __init__(
@@ -47,6 +52,9 @@ class Work:
         self.ending = threading.Event()
         self.failure: BaseException | None = None
         self.told: Callable[[], None] = lambda: None
+        self.paused: Callable[[], bool] = lambda: False
+        """Whether nothing may be begun for now."""
+        self.rested: Callable[[], None] = lambda: None
 
     @property
     def stopped(self) -> bool:
@@ -82,8 +90,8 @@ class Work:
             return error
 
     def _pause(self, seconds: float) -> bool:
-        while seconds > 0 and not self.stopped:
-            self.stop.wait(min(seconds, 0.2))  # another lane may fail meanwhile
+        while (seconds > 0 or self.paused()) and not self.stopped:
+            self.stop.wait(min(max(seconds, 0.05), 0.2))  # another lane may fail meanwhile
             seconds -= 0.2
         return self.stopped
 
@@ -93,7 +101,7 @@ class Work:
         try:
             with CausedBy(recorded.id, recorded.metadata):
                 result = handler(Delivery(recorded, self.subscription, attempt, self.store))
-                if inspect.isawaitable(result):
+                if result is not None and inspect.isawaitable(result):
                     if inspect.iscoroutine(result):
                         result.close()
                     raise UsageError(
@@ -106,7 +114,10 @@ class Work:
 
 
 class Workers(Protocol):
-    """Works the messages that it is given, an entity's in their order."""
+    """Works the messages that it is given, an entity's in their order.
+
+    While the work is paused nothing is begun; `put` begins again what was put before.
+    """
 
     def put(self, messages: Sequence[Taken]) -> None: ...
 
@@ -123,16 +134,27 @@ class Workers(Protocol):
 class Inline:
     """In the thread that puts them, one after the other, in the order of the log."""
 
-    idle = True
-
     def __init__(self, work: Work) -> None:
         self._work = work
+        self._queue: deque[Taken] = deque()
+        self._rest_at = 0.0
+
+    @property
+    def idle(self) -> bool:
+        return not self._queue
 
     def put(self, messages: Sequence[Taken]) -> None:
-        work = self._work
-        for taken in messages:
-            if work.stopped or not work.handle(taken):
+        work, queue = self._work, self._queue
+        queue.extend(messages)
+        while queue and not work.stopped and not work.paused():
+            taken = queue.popleft()
+            if not taken.hold.alive:  # it was lost at a rest
+                continue
+            if not work.handle(taken):
                 return
+            if (now := time.monotonic()) >= self._rest_at:
+                self._rest_at = now + REST_S
+                work.rested()
 
     def end(self, timeout: float) -> bool:
         return True
@@ -153,6 +175,7 @@ class Threads:
         return self._lanes.idle
 
     def put(self, messages: Sequence[Taken]) -> None:
+        self._lanes.pause(self._work.paused())
         for lane in self._lanes.put(messages):
             self._pool.submit(self._run, lane)
 
@@ -197,6 +220,7 @@ class OnLoop:
         return self._lanes.idle
 
     def put(self, messages: Sequence[Taken]) -> None:
+        self._lanes.pause(self._work.paused())
         for lane in self._lanes.put(messages):
             task = asyncio.run_coroutine_threadsafe(self._run(lane), self._loop)
             self._tasks.add(task)
@@ -254,6 +278,8 @@ class OnLoop:
     async def _pause(self, seconds: float) -> bool:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._ended.wait(), seconds)
+        while self._work.paused() and not self._work.stopped:
+            await asyncio.sleep(0.2)
         return self._work.stopped
 
     def end(self, timeout: float) -> bool:

@@ -19,11 +19,11 @@ from retold.events import Event
 from retold.metadata import CausedBy
 from retold.recorded import read_row
 from retold.subscriptions.delivery import Delivery
-from retold.subscriptions.subscription import full_name_of, stored_names
-from retold.upcasting import upcast_names
+from retold.subscriptions.generations import handled, names
+from retold.subscriptions.subscription import full_name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from retold.brokers.base import Message
     from retold.recorded import Recorded
@@ -160,11 +160,8 @@ class _Member:
         for handler, _ in self._routes.values():
             if inspect.iscoroutinefunction(handler):
                 raise UsageError(f"{full_name_of(handler)} is async; a storm takes plain functions")
-        names = {name for _, cls in self._routes for name in stored_names(cls)}
-        topics = sorted({topic for topic, _ in self._routes})
-        self._consumer = DatabaseConsumer(
-            store.driver, self._name, topics, sorted(names | set(upcast_names())), "beginning"
-        )
+        topics, types = names(handled(self._routes))
+        self._consumer = DatabaseConsumer(store.driver, self._name, topics, types, "beginning")
 
     def read(self) -> None:
         while messages := self._consumer.poll(_BATCH, 0):
@@ -219,7 +216,7 @@ class _Member:
     def close(self) -> None:
         self._consumer.close()
 
-    def _recorded(self, message: Message) -> Iterator[Recorded[Event]]:
+    def _recorded(self, message: Message) -> list[Recorded[Event]]:
         return read_row(
             self._store.codec,
             message.topic,

@@ -154,6 +154,9 @@ WHERE name = %s AND `partition` = %s AND position = %s AND owner <=> %s
 UPDATE {subscriptions} SET position = %s
 WHERE name = %s AND `partition` = %s AND owner = %s AND position <= %s
 
+-- share_move --
+UPDATE {subscriptions} SET position = %s WHERE name = %s AND `partition` = %s AND owner = %s
+
 -- share_release --
 UPDATE {subscriptions} SET owner = NULL WHERE name = %s AND `partition` = %s AND owner = %s
 

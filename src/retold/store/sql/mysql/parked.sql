@@ -25,6 +25,11 @@ SELECT event_id, event_type, event_data, metadata, attempts, mark FROM {parked}
 WHERE subscription = %s AND entity_type = %s AND entity_id = %s
 ORDER BY event_id LIMIT 1
 
+-- parked_queue --
+SELECT event_id, event_data FROM {parked}
+WHERE subscription = %s AND entity_type = %s AND entity_id = %s
+ORDER BY event_id
+
 -- parked_failed --
 UPDATE {parked} SET error = %s, traceback = %s, attempts = %s, mark = NULL
 WHERE subscription = %s AND entity_type = %s AND entity_id = %s AND event_id = %s

@@ -26,6 +26,11 @@ SELECT event_id, event_type, event_data, metadata, attempts, mark FROM {parked}
 WHERE subscription = ? AND entity_type = ? AND entity_id = ?
 ORDER BY event_id LIMIT 1
 
+-- parked_queue --
+SELECT event_id, event_data FROM {parked}
+WHERE subscription = ? AND entity_type = ? AND entity_id = ?
+ORDER BY event_id
+
 -- parked_failed --
 UPDATE {parked} SET error = ?, traceback = ?, attempts = ?, mark = NULL
 WHERE subscription = ? AND entity_type = ? AND entity_id = ? AND event_id = ?
