@@ -364,6 +364,21 @@ def test_an_import_that_was_killed_goes_on(kind: str, fresh: Fresh, tmp_path: Pa
     assert _contents(new) == _contents(old)
 
 
+@_every_kind
+def test_two_imports_at_once_are_one(kind: str, fresh: Fresh, tmp_path: Path) -> None:
+    old, new, file = fresh("sqlite"), fresh(kind), tmp_path / "export.jsonl"
+    with EventStore(old) as store:
+        for _ in range(50):
+            store.repository(Talk).once(os.urandom(4).hex()).create(Talk.say, *["x" * 100] * 40)
+    _export(old, file)
+    command = [sys.executable, "-m", "retold", "import", str(file), "--database", new]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+    for process in both:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in both] == [0, 0]
+    assert _contents(new) == _contents(old)
+
+
 def test_an_import_into_a_store_that_has_gone_on_does_nothing(
     fresh: Fresh, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

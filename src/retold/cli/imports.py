@@ -109,9 +109,10 @@ def _told(end: End) -> str:
 
 def _import(file: BinaryIO, name: str, driver: BlockingDriver, *, positions: bool) -> str:
     dialect = driver.dialect
+    # In this order: what an import that was killed had sent may still be stored meanwhile.
+    total = driver.run(count(dialect))
     found = _survey(file, name, driver)
     end = found.end
-    total = driver.run(count(dialect))
     if total > found.present:
         more = f"{total - found.present:,} events that {name} does not hold"
         if found.present == end.events:

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from retold.errors import StoreBusy, UsageError
+from retold.errors import StoreBusy, TransactionRolledBack, UsageError
 from retold.store.driver import Plan, Statement, UniqueViolation, drive
 from retold.store.listing import StoredEvent, events_with
 from retold.store.migrations import columns_of_tables
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _PAGE = 1000
 _VIEWS = 100
+_TRIES = 5
 _FIRST = ("", "", "", "")
 
 
@@ -157,29 +158,38 @@ def put_events(dialect: Dialect, events: Sequence[StoredEvent]) -> Plan[int]:
     Raises UsageError where an event is there that is not the same, and where what is read back is
     not what was written.
     """
-    ids = [event.id for event in events]
-    present = {event.id: event for event in (yield from events_with(dialect, ids))}
-    _check_same([event for event in events if event.id in present], present)
-    missing = [event for event in events if event.id not in present]
-    if not missing:
-        return 0
-    versions = {(event.entity_type, event.entity_id): event.id for event in missing}
     sql = dialect.queries
-    try:
-        yield [
-            Statement(sql["begin"]),
-            *_inserts(dialect, "move_event", missing),
-            *_inserts(dialect, "move_entity", [(*key, id) for key, id in sorted(versions.items())]),
-            Statement(sql["commit"]),
-        ]
-    except UniqueViolation:
-        raise UsageError(
-            "somebody else writes to this database. Stop them, then import again: what is there "
-            "already is left as it is"
-        ) from None
-    back = yield from events_with(dialect, [event.id for event in missing])
-    _check_same(missing, {event.id: event for event in back})
-    return len(missing)
+    for _ in range(_TRIES):
+        present = yield from _present(dialect, events)
+        _check_same([event for event in events if event.id in present], present)
+        missing = [event for event in events if event.id not in present]
+        if not missing:
+            return 0
+        versions = {(event.entity_type, event.entity_id): event.id for event in missing}
+        try:
+            yield [
+                Statement(sql["begin"]),
+                *_inserts(dialect, "move_event", missing),
+                *_inserts(
+                    dialect, "move_entity", [(*key, id) for key, id in sorted(versions.items())]
+                ),
+                Statement(sql["commit"]),
+            ]
+        except (UniqueViolation, TransactionRolledBack):
+            # Another import; or what one that was killed had sent is stored by the server only now.
+            yield [Statement(sql["rollback"])]
+        else:
+            _check_same(missing, (yield from _present(dialect, missing)))
+            return len(missing)
+    raise UsageError(
+        "somebody else writes to this database. Stop them, then import again: what is there "
+        "already is left as it is"
+    )
+
+
+def _present(dialect: Dialect, events: Sequence[StoredEvent]) -> Plan[dict[str, StoredEvent]]:
+    found = yield from events_with(dialect, [event.id for event in events])
+    return {event.id: event for event in found}
 
 
 def _check_same(events: Iterable[StoredEvent], found: dict[str, StoredEvent]) -> None:
