@@ -128,6 +128,27 @@ def test_it_is_rebuilt_from_the_topic_beside_the_members(
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
+def test_what_a_rebuild_has_parked_is_tried_again_by_the_members(
+    url: str, kafka: Kafka | GivenKafka
+) -> None:
+    own = own_account()
+    balances = Balances(url, own.__entity_type__, of=own)
+    balances.failing = {13}
+    with EventStore(url, kafka=kafka.url, kafka_settings=QUICK) as store, relay(url, kafka.url):
+        for n in range(8):
+            write(store, own, f"acc-{n}", 1, 13, n + 2)
+        eventually(lambda: size(kafka.url, own.__entity_type__) >= 32)
+        assert balances.projection.rebuild(store)
+        assert len([one for one in store.parked() if not one.waits]) == 8
+        balances.failing.clear()
+        write(store, own, "new", 4)
+        eventually(lambda: size(kafka.url, own.__entity_type__) >= 34)
+        assert store.parked().retry(own.__entity_type__) == 8
+        store.drain(balances.projection)
+        assert table(url) == folded(url)
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
 def test_a_read_model_from_the_database_goes_on_from_kafka_only_after_a_rebuild(
     url: str, kafka: Kafka | GivenKafka
 ) -> None:

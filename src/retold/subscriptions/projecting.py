@@ -8,6 +8,7 @@ parked: in the read model's database, in the transaction that moves the position
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -28,11 +29,11 @@ from retold.events import Event
 from retold.recorded import Recorded, read_row
 from retold.store import parked, projections
 from retold.store.driver import Plan
-from retold.store.parked import SKIP, Failure, Head, Queue, head
+from retold.store.parked import SKIP, Failure, Head, Queue, head, heads, marked
 from retold.store.projections import HandlerRaised, Member, Parked, Seen
 from retold.subscriptions.delivery import Delivery
-from retold.subscriptions.handling import Handling, Routes
-from retold.subscriptions.parking import Parking, failure_of
+from retold.subscriptions.handling import Routes
+from retold.subscriptions.parking import failure_of
 from retold.subscriptions.progress import Hold, Revival, Taken
 from retold.subscriptions.retry import Retry, counts
 from retold.subscriptions.workers import Work
@@ -97,23 +98,39 @@ class Projector:
         self._work = work
         self._passed: dict[str, int] = {}
         self._handler = ""  # the one called last
-        self._queues = Parking(
-            settings.name,
-            Handling(settings.name, settings.routes, settings.codec),
-            settings.driver,
-            consumer,
-            parks=settings.parks,
-            limit=settings.park_limit,
-        )
 
     # --- as the dispatcher's queues ---------------------------------------------------------------
 
     def load(self, hold: Hold) -> None:
-        self._queues.load(hold)
+        number = self._number(hold.partition)
+        hold.parked = self._driver.run(heads(self._dialect.queries, self._is.name, number))
+        if hold.parked:
+            _log.warning(
+                "%s: events of %d entities are parked (%s)",
+                self._is.name,
+                len(hold.parked),
+                self._consumer.place(hold.partition),
+            )
 
     def wanted(self, holds: dict[int, Hold]) -> list[Revival]:
         self._save_passed(holds)
-        return self._queues.wanted(holds)
+        numbered = {self._number(n): hold for n, hold in holds.items() if hold.parked}
+        if not numbered:
+            return []
+        found: list[Revival] = []
+        for number, *names in self._driver.run(marked(self._dialect.queries, self._is.name)):
+            hold, entity = numbered.get(number), (names[0], names[1])
+            if hold is not None and entity in hold.parked and entity not in hold.reviving:
+                hold.reviving.add(entity)
+                message = Message(*entity, "", "", "", None, hold.partition, -1)
+                found.append(Revival(message, hold))
+        return found
+
+    def _number(self, partition: int) -> int:
+        """A partition as parked events of a projection know it: a rebuild hands them on, and it has
+        another consumer, which may count partitions otherwise."""
+        place = self._consumer.place(partition)
+        return zlib.crc32(place.encode()) >> 1 if projections.is_of_kafka(place) else int(place)
 
     def _save_passed(self, holds: Mapping[int, Hold]) -> None:
         """Move places on where everything up to what was read is applied, or not wanted."""
@@ -329,7 +346,7 @@ class Projector:
     def _parked(self, message: Message, failure: Failure) -> Parked:
         event = parked.Event(message.event_id, message.event_type, message.data, message.metadata)
         queue = Queue(self._is.name, message.topic, message.key)
-        return Parked(queue, event, failure, message.partition)
+        return Parked(queue, event, failure, self._number(message.partition))
 
     # --- the queues -------------------------------------------------------------------------------
 
