@@ -41,7 +41,8 @@ def test_a_section_has_the_options_of_its_command(name: str) -> None:
 
 def test_every_command_says_what_it_is_for() -> None:
     for parser in _COMMANDS.values():
-        assert parser.description or "parked" in parser.prog
+        # A verb's purpose stands in the help of its command.
+        assert parser.description or len(parser.prog.split()) > 2
 
 
 def test_the_help_shows_every_command_once() -> None:

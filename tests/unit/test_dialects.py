@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from importlib.resources import files
 
 import pytest
 
@@ -95,3 +97,11 @@ def test_a_percent_sign_in_sql_is_a_placeholder(kind: str) -> None:
     """Both clients format with it, so any other would be an error when the query runs."""
     for name, sql in dialect(kind).queries.items():
         assert not re.search(r"%(?![s%]|\()", sql), name
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres", "mysql"])
+def test_no_two_blocks_of_sql_have_one_name(kind: str) -> None:
+    folder = files("retold.store") / "sql" / kind
+    texts = [file.read_text("utf-8") for file in folder.iterdir() if file.name.endswith(".sql")]
+    names = re.findall(r"^-- (\w+) --$", "\n".join(texts), re.MULTILINE)
+    assert [name for name, count in Counter(names).items() if count > 1] == []

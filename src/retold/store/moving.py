@@ -103,7 +103,7 @@ def _is_mariadb(driver: BlockingDriver, connection: OwnConnection) -> bool:
 
 def count(dialect: Dialect) -> Plan[int]:
     """How many events there are, counted one by one."""
-    rows = yield from _rows(dialect, "move_count")
+    rows = yield from _rows(dialect, "import_count")
     return int(rows[0][0])
 
 
@@ -112,7 +112,7 @@ def handled_page(dialect: Dialect, last: HandledKey | None) -> Plan[list[Handled
     type_, id, key = last[:3] if last else ("", "", "")
     at = (type_, type_, id, type_, id, key) if dialect.name == "mysql" else (type_, id, key)
     return [
-        HandledKey(*row) for row in (yield from _rows(dialect, "move_handled_page", *at, _PAGE))
+        HandledKey(*row) for row in (yield from _rows(dialect, "import_handled_page", *at, _PAGE))
     ]
 
 
@@ -128,10 +128,10 @@ def positions(dialect: Dialect) -> Plan[list[tuple[str, str | None]]]:
     where all are. Those that consume from Kafka have their positions there."""
     if not (yield from keeps_positions(dialect)):
         return []
-    rows = yield from _rows(dialect, "move_positions")
+    rows = yield from _rows(dialect, "import_positions")
     waiting = None
-    if "move_unnumbered" in dialect.queries:
-        ((waiting,),) = yield from _rows(dialect, "move_unnumbered")
+    if "import_unnumbered" in dialect.queries:
+        ((waiting,),) = yield from _rows(dialect, "import_unnumbered")
     return [(name, min(filter(None, (first, waiting)), default=None)) for name, first in rows]
 
 
@@ -169,9 +169,9 @@ def put_events(dialect: Dialect, events: Sequence[StoredEvent]) -> Plan[int]:
         try:
             yield [
                 Statement(sql["begin"]),
-                *_inserts(dialect, "move_event", missing),
+                *_inserts(dialect, "import_event", missing),
                 *_inserts(
-                    dialect, "move_entity", [(*key, id) for key, id in sorted(versions.items())]
+                    dialect, "import_entity", [(*key, id) for key, id in sorted(versions.items())]
                 ),
                 Statement(sql["commit"]),
             ]
@@ -203,18 +203,18 @@ def _check_same(events: Iterable[StoredEvent], found: dict[str, StoredEvent]) ->
 
 def put_handled(dialect: Dialect, keys: Sequence[HandledKey]) -> Plan[None]:
     """Keep the keys that are not there."""
-    yield from _put(dialect, "move_handled", keys)
+    yield from _put(dialect, "import_handled", keys)
 
 
 def put_parked(dialect: Dialect, rows: Sequence[ParkedRow]) -> Plan[None]:
     """Park the events that are not."""
-    yield from _put(dialect, "move_parked", rows)
+    yield from _put(dialect, "import_parked", rows)
 
 
 def at_work(dialect: Dialect, subscription: str) -> Plan[bool]:
     """Whether a subscription has run on this database: its position and its parked events are its
     own then."""
-    rows = yield from _rows(dialect, "move_at_work", subscription)
+    rows = yield from _rows(dialect, "import_at_work", subscription)
     return bool(rows[0][0])
 
 
@@ -224,8 +224,8 @@ def put_position(dialect: Dialect, subscription: str, partitions: int, position:
     of_each = [(subscription, n) for n in range(partitions)]
     yield [
         Statement(sql["begin"]),
-        *(Statement(sql["move_position"], (*at, position)) for at in of_each),
-        *(Statement(sql["move_position_on"], (position, *at)) for at in of_each),
+        *(Statement(sql["import_position"], (*at, position)) for at in of_each),
+        *(Statement(sql["import_position_on"], (position, *at)) for at in of_each),
         Statement(sql["commit"]),
     ]
 
