@@ -19,7 +19,7 @@ from retold.metadata import decode_metadata
 from retold.recorded import Recorded, recorded_time
 from retold.store.append import Append
 from retold.store.dialects import Dialect
-from retold.store.driver import Plan, Statement, UniqueViolation, acting
+from retold.store.driver import Plan, Result, Statement, UniqueViolation, acting
 from retold.store.projections import OWN, SWITCHING, HandlerRaised, still_open
 
 
@@ -63,11 +63,13 @@ def _append(
     sql = dialect.queries
     begin = [Statement(sql["begin"])] if owned else []
     undo = [Statement(sql["inline_rollback"]), Statement(sql["inline_commit"])]
-    yield [*begin, Statement(sql["inline_begin"])]
     last = projections[0]
     try:
-        for last in projections:
-            yield from _check_switching(dialect, last)
+        _, *states = (
+            yield [*begin, Statement(sql["inline_begin"]), *_hold_off(dialect, projections)]
+        )[len(begin) :]
+        for last, state in zip(projections, states, strict=False):
+            yield from _check_switching(dialect, last, state)
         if not (yield from dialect.append(sql, change, False)):
             yield [Statement(sql["rollback"])] if owned else undo
             return False
@@ -98,17 +100,20 @@ def _project(projection: InlineProjection, recorded: Sequence[Recorded[Event]], 
             projection.project(each, db)
 
 
-def _check_switching(dialect: Dialect, projection: InlineProjection) -> Plan[None]:
-    """Hold off a switch of the projection's tables to the end of the transaction, or raise
-    StoreBusy while one is under way."""
+def _hold_off(dialect: Dialect, projections: Sequence[InlineProjection]) -> list[Statement]:
+    """Hold off switches of the projections' tables to the end of the transaction."""
     if dialect.name == "sqlite":
-        return  # it has one writer
-    own = (projection.name, OWN)
-    (state,) = yield [Statement(dialect.queries["projection_shared"], own)]
+        return []  # it has one writer
+    return [Statement(dialect.queries["projection_shared"], (one.name, OWN)) for one in projections]
+
+
+def _check_switching(dialect: Dialect, projection: InlineProjection, state: Result) -> Plan[None]:
+    """Raises StoreBusy while a switch is under way."""
     if not state.rows:
         # The row is what a switch locks, so there must be one to hold on to.
-        yield [Statement(dialect.queries["projection_begin"], (*own, 0))]
-    if state.rows and (state.rows[0][1] or "").startswith(SWITCHING):
+        own = (projection.name, OWN, 0)
+        yield [Statement(dialect.queries["projection_begin"], own)]
+    elif (state.rows[0][1] or "").startswith(SWITCHING):
         raise StoreBusy(f"the tables of projection {projection.name!r} are being exchanged")
 
 
