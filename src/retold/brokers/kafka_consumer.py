@@ -54,7 +54,7 @@ AT_ONCE = 200
 """How many records are taken from the client at once."""
 FULL_S = 1.0
 """How long the buffer may be full before the partitions are paused, and what was fetched is lost."""
-_SLICE_S = 0.1
+SLICE_S = 0.1
 _SHORT_S = 0.004
 _PASSED_S = 5.0
 """How often a position is saved where there is nothing that anybody wants."""
@@ -288,9 +288,9 @@ class KafkaConsumer:
         while not self._closed.is_set():
             self._wait_for_room(client)
             self._commits.serve(client)
-            # Nothing else wakes it, and who has something in hand may commit at any moment.
-            hurry = self._commits.under_way or self._in_hand(list(self._held.shares))
-            first = client.poll(_SHORT_S if hurry else _SLICE_S)
+            # Nothing else wakes it, and who gets something may commit at any moment.
+            hurry = self._commits.under_way or self._held.buffer or self._held.in_hand_at_all
+            first = client.poll(_SHORT_S if hurry else SLICE_S)
             if first is not None:
                 self._take_in(first, *client.consume(AT_ONCE, 0))
             if time.monotonic() >= look:
