@@ -175,6 +175,18 @@ def test_what_nobody_wants_is_not_read_again(topic: Topic) -> None:
     assert committed(topic)[0] == 29
 
 
+def test_a_commit_does_not_wait_for_the_next_record(
+    topic: Topic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_consumer, "SLICE_S", 600.0)
+    topic.publish(1)
+    with closing(topic.member()) as consumer:
+        eventually(lambda: not consumer.poll(0, 0.1) and bool(consumer._held.buffer))
+        monkeypatch.undo()
+        consumer.commit(behind(take(consumer, 1)))
+    assert committed(topic)[0] == 1
+
+
 def test_records_of_aborted_transactions_are_never_seen(topic: Topic) -> None:
     producer = Producer({"bootstrap.servers": topic.bootstrap, "transactional.id": topic.name})
     producer.init_transactions(30)

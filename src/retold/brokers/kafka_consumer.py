@@ -55,7 +55,7 @@ AT_ONCE = 200
 """How many records are taken from the client at once."""
 FULL_S = 1.0
 """How long the buffer may be full before the partitions are paused, and what was fetched is lost."""
-_SLICE_S = 0.1
+SLICE_S = 0.1
 _ASK_S = 0.2
 _SHORT_S = 0.004
 _PASSED_S = 5.0
@@ -338,9 +338,8 @@ class KafkaConsumer:
             self._wait_for_room(client)
             self._commits.serve(client)
             # Nothing else wakes it, and who has something in hand, or will at any moment, may commit.
-            hurry = self._commits.under_way or bool(self._held.buffer)
-            hurry = hurry or self._in_hand(list(self._held.shares))
-            first = client.poll(_SHORT_S if hurry else _SLICE_S)
+            hurry = self._commits.under_way or self._held.buffer or self._held.in_hand_at_all
+            first = client.poll(_SHORT_S if hurry else SLICE_S)
             if first is not None:
                 # It may be here for a commit alone, and then the buffer must not grow by it.
                 more = () if self._held.is_fuller_than(1) else client.consume(AT_ONCE, 0)

@@ -86,6 +86,10 @@ class Held:
     def is_fuller_than(self, part: float) -> bool:
         return len(self.buffer) >= part * BUFFERED or self._bytes >= part * BUFFERED_BYTES
 
+    @property
+    def in_hand_at_all(self) -> bool:
+        return self.in_hand(list(self.shares))
+
     def in_hand(self, numbers: Iterable[int]) -> bool:
         """Whether something was handed out that is not committed."""
         return any(self.shares[n].in_hand for n in numbers if n in self.shares)
