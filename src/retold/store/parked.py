@@ -110,10 +110,10 @@ def park(
         (found,) = yield [Statement(sql["parked_queue"], queue)]
         event = event._replace(id=id_in_queue(event, found.rows))
     row = (*queue, event.id, partition, *event[1:], *failure, time.time_ns() // 1_000_000)
-    _, found = yield [Statement(sql["park"], row), Statement(sql["parked_count"], queue)]
+    new, found = yield [Statement(sql["park"], row), Statement(sql["parked_count"], queue)]
     if found.rows[0][0] > limit:
         raise ParkedQueueFull(*queue, limit)
-    if failure.error is None and found.rows[0][0] == 1:
+    if failure.error is None and new.rowcount and found.rows[0][0] == 1:
         # What it was to wait behind is gone: nothing else would have it tried.
         yield [Statement(sql["parked_next"], (*queue, event.id))]
     yield [Statement(sql["commit"])]
