@@ -2,6 +2,7 @@
 
 The docstring of a class is its message: what happened, then what to do next. Fields are plain
 attributes, errors survive pickling, and `retriable` says whether the same call may succeed later.
+They stand in one file, though it is a long one, because it is read as a list.
 """
 
 from __future__ import annotations

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -436,6 +438,87 @@ def test_a_handler_s_own_metadata_is_written_too(bank: Bank) -> None:
     bank.deliver(noted)
     assert bank.recorded()[-1].metadata["reviewer"] == "bob"
     assert "causation_id" in bank.recorded()[-1].metadata
+
+
+# --- events that are here before their rows can be seen ---------------------------------------------
+
+
+class Late:
+    """An account whose last change is committed after its event came, as through Kafka it can."""
+
+    def __init__(self, path: Path, *, new: bool) -> None:
+        self.url = f"sqlite:///{path}"
+        self._store = EventStore(self.url)
+        account = self._store.repository(Account).with_id("ann")
+        if not new:
+            account.create(Account.credit, 100)
+        self._ready, self._looked = threading.Event(), threading.Event()
+        self._new = new
+        self._thread = threading.Thread(target=self._change)
+
+    def _change(self) -> None:
+        with self._store.transaction() as tx:
+            accounts = tx.repository(Account)
+            if self._new:
+                changed = accounts.with_id("ann").create(Account.credit, 7)
+            else:
+                changed = accounts.update("ann", Account.credit, 7)
+            self.recorded = list(accounts.history(changed.id))[-1]
+            self._ready.set()
+            self._looked.wait(30)
+
+    def __enter__(self) -> Recorded[Any]:
+        self._thread.start()
+        assert self._ready.wait(30)
+        return self.recorded
+
+    def __exit__(self, *_: object) -> None:
+        self._looked.set()
+        self._thread.join()
+        self._store.close()
+
+    def commit_soon(self) -> None:
+        threading.Timer(0.05, self._looked.set).start()
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_what_a_handler_finds_is_as_new_as_its_event(tmp_path: Path, new: bool) -> None:
+    late = Late(tmp_path / "late.db", new=new)
+    with late as recorded, EventStore(late.url, kafka="nowhere:1") as store:
+        late.commit_soon()
+        delivery = Delivery(recorded, "letters", 1, store)
+        assert delivery.find(Account, "ann").version == recorded.id
+
+
+def test_a_handler_updates_what_its_event_made(tmp_path: Path) -> None:
+    late = Late(tmp_path / "late.db", new=True)
+    with late as recorded, EventStore(late.url, kafka="nowhere:1") as store:
+        late.commit_soon()
+        changed = Delivery(recorded, "letters", 1, store).update(Account, "ann", Account.credit, 3)
+        assert changed.state.balance == 10
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_an_async_handler_finds_and_updates_it_too(tmp_path: Path, new: bool) -> None:
+    async def work() -> tuple[str, int]:
+        async with AsyncEventStore(late.url, kafka="nowhere:1") as store:
+            late.commit_soon()
+            delivery = AsyncDelivery(recorded, "letters", 1, store)
+            found = await delivery.find(Account, "ann")
+            changed = await delivery.update(Account, "ann", Account.credit, 3)
+            return found.version, changed.state.balance
+
+    late = Late(tmp_path / "late.db", new=new)
+    with late as recorded:
+        assert asyncio.run(work()) == (recorded.id, 10 if new else 110)
+
+
+def test_an_entity_that_stays_away_is_not_found_in_the_end(tmp_path: Path) -> None:
+    late = Late(tmp_path / "late.db", new=True)
+    with late as recorded, EventStore(late.url, kafka="nowhere:1") as store:
+        delivery = Delivery(recorded, "letters", 1, store)
+        with pytest.raises(NotFound):
+            delivery.find(Account, "ann")
 
 
 # --- awaited -------------------------------------------------------------------------------------

@@ -6,14 +6,16 @@ redelivered event changes nothing a second time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 from uuid import UUID
 
 from retold.aggregates import Aggregate
 from retold.entity import Changed, Entity
-from retold.errors import AmbiguousTrigger, InvalidValue
+from retold.errors import AmbiguousTrigger, InvalidValue, NotFound
 from retold.events import Event
 from retold.store.options import check_id
 from retold.store.repository import AsyncRepository, Repository, derived_id
@@ -28,6 +30,8 @@ R = TypeVar("R")
 P = ParamSpec("P")
 
 _MAX_STEP = 60
+_VISIBLE_S = 1.0
+"""How long to look for what the event tells of. MySQL writes its log before it shows the rows."""
 
 
 class _Delivered(Generic[E_co]):
@@ -85,6 +89,18 @@ class _Delivered(Generic[E_co]):
         key = self._claim(entity_type, id)
         return repository._caused_by(self.event_id, key, id)
 
+    def _pauses(self, entity_type: str, id: str | UUID) -> Iterator[float]:
+        """Between looks at the event's own entity, where it came through Kafka and so may be here
+        before its row can be seen."""
+        own = (self.entity_type, self.entity_id) == (entity_type, str(id))
+        pause, left = 0.001, _VISIBLE_S if own and self._store.kafka is not None else 0.0
+        while left > 0:
+            yield pause
+            pause, left = min(2 * pause, 0.05), left - pause
+
+    def _is_new(self, entity: Entity[Any]) -> bool:
+        return entity.version >= self.event_id
+
     def __repr__(self) -> str:
         return (
             f"<{type(self).__name__} {self.event_type} {self.event_id} of {self.entity_type} "
@@ -117,6 +133,11 @@ class Delivery(_Delivered[E_co]):
         repository: Repository[A] = self._for_update(
             self._store.repository(aggregate_class), aggregate_class.__entity_type__, id
         )
+        for pause in self._pauses(aggregate_class.__entity_type__, id):
+            try:
+                return repository.update(id, command, *args, **kwargs)
+            except NotFound:
+                time.sleep(pause)
         return repository.update(id, command, *args, **kwargs)
 
     def create(
@@ -134,8 +155,16 @@ class Delivery(_Delivered[E_co]):
         return repository.create(command, *args, **kwargs)
 
     def find(self, aggregate_class: type[A], id: str | UUID, /) -> Entity[A]:
-        """As Repository.find."""
-        return self._store.repository(aggregate_class).find(id)
+        """As Repository.find; the event's own entity is at least as new as the event."""
+        repository = self._store.repository(aggregate_class)
+        for pause in self._pauses(aggregate_class.__entity_type__, id):
+            try:
+                if self._is_new(found := repository.find(id)):
+                    return found
+            except NotFound:
+                pass
+            time.sleep(pause)
+        return repository.find(id)
 
 
 class AsyncDelivery(_Delivered[E_co]):
@@ -156,6 +185,11 @@ class AsyncDelivery(_Delivered[E_co]):
         repository: AsyncRepository[A] = self._for_update(
             self._store.repository(aggregate_class), aggregate_class.__entity_type__, id
         )
+        for pause in self._pauses(aggregate_class.__entity_type__, id):
+            try:
+                return await repository.update(id, command, *args, **kwargs)
+            except NotFound:
+                await asyncio.sleep(pause)
         return await repository.update(id, command, *args, **kwargs)
 
     async def create(
@@ -173,5 +207,13 @@ class AsyncDelivery(_Delivered[E_co]):
         return await repository.create(command, *args, **kwargs)
 
     async def find(self, aggregate_class: type[A], id: str | UUID, /) -> Entity[A]:
-        """As AsyncRepository.find."""
-        return await self._store.repository(aggregate_class).find(id)
+        """As Delivery.find."""
+        repository = self._store.repository(aggregate_class)
+        for pause in self._pauses(aggregate_class.__entity_type__, id):
+            try:
+                if self._is_new(found := await repository.find(id)):
+                    return found
+            except NotFound:
+                pass
+            await asyncio.sleep(pause)
+        return await repository.find(id)
