@@ -6,6 +6,8 @@ PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 LOCK = uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
 	--custom-compile-command 'make lock'
 
+ON_KAFKA = tests/relay tests/consuming
+
 # The demo runs without the package being installed.
 export PYTHONPATH := src:.
 export PYTHON
@@ -33,10 +35,10 @@ servers: ## install the servers that the tests start (none is left running)
 	@tests/rig/install.sh servers
 
 test: venv servers check docs ## the static checks and all tests, on every database
-	@echo "== pytest, every database; the relay's tests run beside the others and are shown behind them"
-	@mkdir -p .cache; $(BIN)/pytest -m "not soak" tests/relay >.cache/relay-tests.log 2>&1 & relay=$$!; \
-	$(BIN)/pytest -m "not soak" --ignore=tests/relay; others=$$?; \
-	wait $$relay; relay=$$?; cat .cache/relay-tests.log; [ $$others = 0 ] && [ $$relay = 0 ]
+	@echo "== pytest, every database; the tests on Kafka run beside the others and are shown behind them"
+	@mkdir -p .cache; $(BIN)/pytest -m "not soak" $(ON_KAFKA) >.cache/kafka-tests.log 2>&1 & kafka=$$!; \
+	$(BIN)/pytest -m "not soak" $(ON_KAFKA:%=--ignore=%); others=$$?; \
+	wait $$kafka; kafka=$$?; cat .cache/kafka-tests.log; [ $$others = 0 ] && [ $$kafka = 0 ]
 
 check: venv ## the static checks (seconds)
 	@echo "== ruff, codespell, import-linter, mypy, pyright"

@@ -35,7 +35,7 @@ def broker() -> Iterator[Kafka]:
 
 @pytest.mark.parametrize("kind", ["postgres18", "mysql8", "mariadb"])
 def test_the_bank_on_a_server_alone_and_an_audit_that_can_fail(url: str) -> None:
-    done = run_bank(url, transfers=100)
+    done = run_bank(url, transfers=400)
     assert (done.returncode, done.stderr) == (0, "")
     assert "killed a member at work" in done.stdout
     assert "took over" in done.stdout
@@ -61,6 +61,6 @@ def test_a_database_that_has_events_is_left_alone(url: str) -> None:
     with EventStore(url) as store:
         store.migrate()
         open_accounts(store, 1)
-    done = run_bank(url, transfers=100)
+    done = run_bank(url, transfers=400)
     assert done.returncode == 1
     assert "the database has events: name an empty one" in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def test_a_backfill_that_is_killed_goes_on_beside_the_live_flow(
     process, pipe = started(backfill_slowly, world.url, world.options, world.app.run)
     for _ in range(110):
         pipe.recv()
+        time.sleep(0.005)  # a position is saved ten times a second
         pipe.send("on")
     process.kill()
     process.join()

@@ -296,7 +296,9 @@ def test_a_new_entity_type_is_handled_beside_an_older_member(world: World) -> No
             second = world.note(2)
             wait_for(lambda: second[0] in seen)
     assert set(first) < set(seen)
-    assert [row.events for row in world.listed.missed] == [0]
+    # Names of upcasters count for every entity type, and other tests have some, too.
+    own = [row for row in world.listed.missed if row.event_type.startswith("test_generations.")]
+    assert [row.events for row in own] == [0]
 
 
 @SQLITE

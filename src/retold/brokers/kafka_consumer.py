@@ -147,6 +147,7 @@ class KafkaConsumer:
         self._failure: BaseException | None = None
         # The reader's own.
         self._paused: set[Place] = set()
+        self._room_at = time.monotonic()
         self._missing: set[str] = set()
 
     @property
@@ -339,11 +340,13 @@ class KafkaConsumer:
             self._commits.serve(client)
             # Nothing else wakes it, and who has something in hand, or will at any moment, may commit.
             hurry = self._commits.under_way or self._held.buffer or self._held.in_hand_at_all
+            full = self._held.is_fuller_than(1)
+            if full:
+                # It is here for a commit alone, and each poll for the answer may bring a record.
+                self._closed.wait(_SHORT_S)
             first = client.poll(_SHORT_S if hurry else SLICE_S)
             if first is not None:
-                # It may be here for a commit alone, and then the buffer must not grow by it.
-                more = () if self._held.is_fuller_than(1) else client.consume(AT_ONCE, 0)
-                self._take_in(first, *more)
+                self._take_in(first, *(() if full else client.consume(AT_ONCE, 0)))
             if time.monotonic() >= look:
                 look = time.monotonic() + _PASSED_S
                 self._save_passed(client, list(self._held.shares))
@@ -351,7 +354,8 @@ class KafkaConsumer:
     def _wait_for_room(self, client: Consumer) -> None:
         with self._changed:
             if not self._paused:
-                full = not self._changed.wait_for(self._has_room, FULL_S)
+                self._changed.wait_for(self._has_room, FULL_S)
+                full = self._is_full_for(FULL_S)
             else:
                 full = self._held.is_fuller_than(0.5)
             places = self._held.places()
@@ -361,6 +365,12 @@ class KafkaConsumer:
         elif not full and self._paused:
             client.resume([TopicPartition(*at) for at in places & self._paused])
             self._paused.clear()
+
+    def _is_full_for(self, seconds: float) -> bool:
+        now = time.monotonic()
+        if not self._held.is_fuller_than(1):
+            self._room_at = now
+        return now - self._room_at >= seconds
 
     def _has_room(self) -> bool:
         return not self._held.is_fuller_than(1) or self._commits.waiting or self._closed.is_set()
