@@ -22,7 +22,6 @@ from retold.brokers.published import topic_name
 from retold.relay.source import Row
 from retold.relay.wire import records
 from tests.consuming.publishing import OnItsOwn
-from tests.relay.publishing import publish
 
 _admin: Any = import_module("confluent_kafka.admin")
 
@@ -105,7 +104,7 @@ def copying(broker: KafkaBroker, publisher: KafkaPublisher) -> Generator[None]:
                 made = [
                     record._replace(topic=broker.prefix + record.topic) for record in records(rows)
                 ]
-                publish(publisher, made, b"-")
+                publisher.publish(made, b"-")
                 position = found[-1][0]
 
     def work() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
 
 from retold.brokers.base import Record
 from retold.brokers.kafka import KafkaPublisher
@@ -28,12 +27,6 @@ def numbered(topic: str, first: int, count: int) -> list[Record]:
     ]
 
 
-def publish(publisher: KafkaPublisher, records: Sequence[Record], checkpoint: bytes) -> None:
-    """A transaction, until it is visible."""
-    publisher.publish(records, checkpoint, lambda: None)
-    publisher.settle()
-
-
 def main(bootstrap: str, name: str, topic: str, seed: str) -> int:
     chance = random.Random(int(seed))
     publisher = KafkaPublisher(name, bootstrap)
@@ -44,9 +37,7 @@ def main(bootstrap: str, name: str, topic: str, seed: str) -> int:
         count = chance.choice([1, 1, 10, 3000])
         print(following, flush=True)
         try:
-            publisher.publish(
-                numbered(topic, following, count), b"%d" % (following + count), lambda: None
-            )
+            publisher.publish(numbered(topic, following, count), b"%d" % (following + count))
         except Fenced:
             return FENCED
         following += count

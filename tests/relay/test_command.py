@@ -23,7 +23,6 @@ from retold.errors import Fenced
 from tests.conformance.raw import rows
 from tests.relay.comparison import read_topics, wrong
 from tests.relay.processes import eventually, relay, size
-from tests.relay.publishing import publish
 from tests.relay.writing import Writer, writing
 from tests.rig import GivenKafka, Kafka
 from tests.rig.databases import PASSWORD
@@ -179,7 +178,7 @@ def test_a_relay_that_was_fenced_and_still_leads_goes_on(
         writer.write(1)
         eventually(published(bootstrap, writer, 2))
         with pytest.raises(Fenced):
-            publish(other, [], b"nonsense")
+            other.publish([], b"nonsense")
         other.close()
         process.says("Another relay of this name")
         assert process.terminate() == 0

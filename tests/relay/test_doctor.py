@@ -24,7 +24,6 @@ from retold.cli import main
 from retold.cli.relay import add_to, assemble
 from retold.cli.settings import Settings
 from retold.errors import BrokerRefused, LogUnsuitable
-from tests.relay.publishing import publish
 from tests.rig import GivenKafka, Kafka, MariaDB, MySQL, Postgres, Rig
 from tests.rig.databases import USER, query, with_parts
 from tests.rig.servers import Private
@@ -366,9 +365,9 @@ def test_a_relay_that_runs_is_not_disturbed(sqlite: str, kafka: Kafka | GivenKaf
     name = f"doctor-{secrets.token_hex(6)}"
     publisher = KafkaPublisher(name, kafka.url)
     publisher.begin()
-    publish(publisher, [], b"one")
+    publisher.publish([], b"one")
     look(sqlite, "--kafka", kafka.url, "--name", name)
-    publish(publisher, [], b"two")
+    publisher.publish([], b"two")
     publisher.close()
 
 

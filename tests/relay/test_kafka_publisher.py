@@ -13,21 +13,12 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import (
-    Consumer,
-    KafkaError,
-    KafkaException,
-    Message,
-    Producer,
-    TopicPartition,
-    murmur2,
-)
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition, murmur2
 
 from retold.brokers.base import Published, Record
 from retold.brokers.kafka import KafkaPublisher, KafkaTopics, positions_topic
@@ -38,7 +29,7 @@ from retold.errors import (
     PositionMissing,
     RecordTooLarge,
 )
-from tests.relay.publishing import FENCED, numbered, publish
+from tests.relay.publishing import FENCED, numbered
 from tests.rig import GivenKafka, Kafka
 from tests.rig.databases import PASSWORD
 
@@ -159,8 +150,8 @@ def finish(asked: Mapping[Any, Any]) -> None:
 def test_an_epoch_begins_with_the_checkpoint_of_the_last_transaction(
     new: Begin, publisher: KafkaPublisher, topic: str
 ) -> None:
-    publish(publisher, numbered(topic, 0, 3), b"three")
-    publish(publisher, [], b"four")
+    publisher.publish(numbered(topic, 0, 3), b"three")
+    publisher.publish([], b"four")
     assert publisher.begin() == b"four"
     assert new().begin() == b"four"
 
@@ -169,8 +160,8 @@ def test_records_arrive_with_key_value_headers_and_in_order(
     kafka: Broker, publisher: KafkaPublisher, topic: str
 ) -> None:
     records = numbered(topic, 0, 500)
-    publish(publisher, records[:100], b"100")
-    publish(publisher, records[100:], b"500")
+    publisher.publish(records[:100], b"100")
+    publisher.publish(records[100:], b"500")
     assert numbers(kafka, topic) == list(range(500))
     message = next(one for one in committed(kafka, topic) if one.value() == b"77")
     assert message.key() == records[77].key
@@ -181,86 +172,28 @@ def test_records_lie_where_javas_client_would_put_them(
     kafka: Broker, publisher: KafkaPublisher, topic: str
 ) -> None:
     javas = {b"foobar": -790332482, b"abc": 479470107, b"21": -973932308}
-    publish(publisher, [Record(topic, key, b"{}", []) for key in javas], b"1")
+    publisher.publish([Record(topic, key, b"{}", []) for key in javas], b"1")
     assert {message.key(): message.partition() for message in committed(kafka, topic)} == {
         key: (value & 0x7FFFFFFF) % 12 for key, value in javas.items()
     }
 
 
 def test_one_transaction_spans_topics(kafka: Broker, publisher: KafkaPublisher, topic: str) -> None:
-    publish(publisher, numbered(topic, 0, 5) + numbered(f"{topic}.b", 0, 5), b"5")
+    publisher.publish(numbered(topic, 0, 5) + numbered(f"{topic}.b", 0, 5), b"5")
     assert numbers(kafka, topic) == numbers(kafka, f"{topic}.b") == list(range(5))
 
 
 def test_an_earlier_publisher_of_the_name_is_fenced_and_makes_nothing_visible(
     kafka: Broker, new: Begin, publisher: KafkaPublisher, topic: str
 ) -> None:
-    publish(publisher, numbered(topic, 0, 2), b"2")
+    publisher.publish(numbered(topic, 0, 2), b"2")
     later = new()
     assert later.begin() == b"2"
     with pytest.raises(Fenced):
-        publish(publisher, numbered(topic, 2, 2), b"4")
-    publish(later, numbered(topic, 2, 1), b"3")
+        publisher.publish(numbered(topic, 2, 2), b"4")
+    later.publish(numbered(topic, 2, 1), b"3")
     assert numbers(kafka, topic) == [0, 1, 2]
     assert later.begin() == b"3"
-
-
-@pytest.mark.parametrize("id", ["retold-relay-{name}", "retold-relay-{name}:2"])
-def test_what_either_producer_of_an_earlier_publisher_has_under_way_never_becomes_visible(
-    kafka: Broker, new: Begin, publisher: KafkaPublisher, topic: str, name: str, id: str
-) -> None:
-    publish(publisher, numbered(topic, 0, 2), b"2")
-    producer = raw_producer(kafka, id.format(name=name))
-    producer.begin_transaction()
-    producer.produce(topic, b"77", b"key")
-    producer.produce(positions_topic(name), b"78", name.encode())
-    producer.flush(10)
-    assert new().begin() == b"2"
-    with pytest.raises(KafkaException):
-        producer.commit_transaction(10)
-    assert numbers(kafka, topic) == [0, 1]
-
-
-def test_transactions_are_told_of_in_their_order_when_they_are_visible(
-    kafka: Broker, publisher: KafkaPublisher, topic: str
-) -> None:
-    told: list[tuple[int, int]] = []
-
-    def committed(number: int) -> None:
-        told.append((number, len(numbers(kafka, topic))))
-
-    for number in range(4):
-        publisher.publish(numbered(topic, number, 1), b"-", partial(committed, number))
-        assert [one for one, _ in told][:number] == list(range(number))
-    publisher.settle()
-    assert told == [(0, 1), (1, 2), (2, 3), (3, 4)]
-
-
-def test_what_fails_when_a_transaction_is_visible_is_raised_and_ends_the_epoch(
-    kafka: Broker, publisher: KafkaPublisher, topic: str
-) -> None:
-    def committed() -> None:
-        raise BrokerUnavailable("not confirmed")
-
-    publisher.publish(numbered(topic, 0, 1), b"1", committed)
-    with pytest.raises(BrokerUnavailable, match="not confirmed"):
-        publisher.publish(numbered(topic, 1, 1), b"2", lambda: None)
-    with pytest.raises(BrokerUnavailable, match="no epoch"):
-        publisher.publish(numbered(topic, 1, 1), b"2", lambda: None)
-    assert publisher.begin() == b"1"
-    assert numbers(kafka, topic) == [0]
-
-
-def test_a_record_too_large_does_not_undo_the_transaction_before(
-    kafka: Broker, new: Begin, topic: str
-) -> None:
-    publisher = new({"message.max.bytes": "1000000"})
-    publisher.begin()
-    publisher.publish(numbered(topic, 0, 1), b"1", lambda: None)
-    with pytest.raises(RecordTooLarge):
-        publisher.publish([large(topic, "0018-02", 2_000_000)], b"2", lambda: None)
-    assert publisher.begin() == b"1"
-    assert numbers(kafka, topic) == [0]
 
 
 def test_publishers_of_other_names_do_not_meet(
@@ -268,8 +201,8 @@ def test_publishers_of_other_names_do_not_meet(
 ) -> None:
     other = KafkaPublisher(f"{name}-b", kafka.url)
     assert other.begin() is None
-    publish(publisher, numbered(topic, 0, 1), b"mine")
-    publish(other, numbered(topic, 1, 1), b"other's")
+    publisher.publish(numbered(topic, 0, 1), b"mine")
+    other.publish(numbered(topic, 1, 1), b"other's")
     assert (publisher.begin(), other.begin()) == (b"mine", b"other's")
     assert numbers(kafka, topic) == [0, 1]
 
@@ -277,7 +210,7 @@ def test_publishers_of_other_names_do_not_meet(
 def test_a_checkpoint_is_found_behind_any_number_of_aborted_ones(
     kafka: Broker, publisher: KafkaPublisher, name: str
 ) -> None:
-    publish(publisher, [], b"the last")
+    publisher.publish([], b"the last")
     producer = raw_producer(kafka, f"retold-relay-{name}")
     for number in range(40):
         producer.begin_transaction()
@@ -305,7 +238,7 @@ def test_a_deleted_beginning_of_the_positions_is_no_first_start(
     finish(admin.create_topics([_admin.NewTopic(positions, 1, 1)]))
     publisher = new()
     publisher.begin()
-    publish(publisher, [], b"1")
+    publisher.publish([], b"1")
     finish(admin.delete_records([TopicPartition(positions, 0, -1)]))
     with pytest.raises(PositionMissing, match="beginning") as caught:
         publisher.begin()
@@ -315,7 +248,7 @@ def test_a_deleted_beginning_of_the_positions_is_no_first_start(
 def test_a_deleted_position_is_no_first_start(
     kafka: Broker, publisher: KafkaPublisher, name: str
 ) -> None:
-    publish(publisher, [], b"1")
+    publisher.publish([], b"1")
     append(kafka, positions_topic(name), (name.encode(), None))
     with pytest.raises(PositionMissing, match="deleted"):
         publisher.begin()
@@ -368,7 +301,7 @@ def test_an_existing_topic_is_used_as_it_is(
 ) -> None:
     finish(admin.create_topics([_admin.NewTopic(f"{topic}.b", 3, 1)]))
     assert publisher.partitions([topic, f"{topic}.b"]) == {topic: 12, f"{topic}.b": 3}
-    publish(publisher, numbered(f"{topic}.b", 0, 20), b"20")
+    publisher.publish(numbered(f"{topic}.b", 0, 20), b"20")
     assert numbers(kafka, f"{topic}.b") == list(range(20))
 
 
@@ -394,10 +327,10 @@ def test_an_increase_of_partitions_moves_no_key(
 ) -> None:
     publisher = new({"topic.metadata.refresh.interval.ms": "20"})
     publisher.begin()
-    publish(publisher, numbered(topic, 0, 50), b"50")
+    publisher.publish(numbered(topic, 0, 50), b"50")
     finish(admin.create_partitions([_admin.NewPartitions(topic, 40)]))
     for first in range(50, 1050, 10):
-        publish(publisher, numbered(topic, first, 10), b"%d" % (first + 10))
+        publisher.publish(numbered(topic, first, 10), b"%d" % (first + 10))
     assert numbers(kafka, topic) == list(range(1050))
 
 
@@ -429,7 +362,7 @@ def insist(publisher: KafkaPublisher, records: list[Record], checkpoint: bytes) 
     """Publish as a relay does: after a failure that may pass, in a new epoch."""
     for _ in range(5):
         try:
-            return publish(publisher, records, checkpoint)
+            return publisher.publish(records, checkpoint)
         except BrokerUnavailable:
             publisher.begin()
     raise AssertionError("it goes on failing")
@@ -441,7 +374,7 @@ def test_a_record_too_large_is_named_and_nothing_is_visible(
 ) -> None:
     publisher = new(settings)
     publisher.begin()
-    publish(publisher, numbered(topic, 0, 1), b"1")
+    publisher.publish(numbered(topic, 0, 1), b"1")
     records = [*numbered(topic, 1, 50), large(topic, "0018-02", 2_000_000), *numbered(topic, 51, 9)]
     with pytest.raises(RecordTooLarge) as caught:
         insist(publisher, records, b"61")
@@ -468,10 +401,8 @@ def test_a_topic_that_is_gone_is_named(publisher: KafkaPublisher, topic: str, ad
     finish(admin.create_topics([_admin.NewTopic(f"{topic}.b", 1, 1)]))
     publisher._counts[f"{topic}.b"] = 40
     with pytest.raises(BrokerRefused, match=f"{topic}.b"):
-        publish(
-            publisher,
-            [Record(f"{topic}.b", b"key-%d" % number, b"", []) for number in range(40)],
-            b"",
+        publisher.publish(
+            [Record(f"{topic}.b", b"key-%d" % number, b"", []) for number in range(40)], b""
         )
 
 
@@ -497,8 +428,6 @@ def grants(user: str, *given: tuple[str, str, str, str]) -> list[Any]:
 _LEAST = [
     ("TRANSACTIONAL_ID", "retold-relay-{name}", "LITERAL", "DESCRIBE"),
     ("TRANSACTIONAL_ID", "retold-relay-{name}", "LITERAL", "WRITE"),
-    ("TRANSACTIONAL_ID", "retold-relay-{name}:2", "LITERAL", "DESCRIBE"),
-    ("TRANSACTIONAL_ID", "retold-relay-{name}:2", "LITERAL", "WRITE"),
     ("TOPIC", "retold.relay.{name}", "LITERAL", "DESCRIBE"),
     ("TOPIC", "retold.relay.{name}", "LITERAL", "CREATE"),
     ("TOPIC", "retold.relay.{name}", "LITERAL", "READ"),
@@ -539,7 +468,7 @@ def test_a_relay_runs_with_the_least_permissions(
     publisher = KafkaPublisher(name, bootstrap, settings)
     assert publisher.begin() is None
     assert publisher.partitions([topic]) == {topic: 12}
-    publish(publisher, numbered(topic, 0, 3), b"3")
+    publisher.publish(numbered(topic, 0, 3), b"3")
     assert publisher.begin() == b"3"
     topics = KafkaTopics(bootstrap, settings)
     assert sum(len(some) for some in topics.read([topic])) == 3
@@ -548,8 +477,7 @@ def test_a_relay_runs_with_the_least_permissions(
 @pytest.mark.parametrize(
     ("without", "named"),
     [
-        ("retold-relay-{name} WRITE", "retold-relay-{name}'"),
-        ("retold-relay-{name}:2 WRITE", "retold-relay-{name}:2'"),
+        ("retold-relay-{name} WRITE", "ransactional"),
         ("retold.relay.{name} CREATE", "retold.relay.{name}"),
         ("retold.relay.{name} WRITE", "retold.relay.{name}"),
         ("retold.relay.{name} READ", "retold.relay.{name}"),
@@ -566,7 +494,7 @@ def test_a_permission_that_is_missing_is_named(
 
     def work() -> None:
         publisher.begin()
-        publish(publisher, numbered(topic, 0, 3), b"3")
+        publisher.publish(numbered(topic, 0, 3), b"3")
         publisher.begin()
 
     with pytest.raises(BrokerRefused) as caught:
@@ -589,7 +517,7 @@ def test_reading_gives_every_visible_record_with_its_place(
     kafka: Broker, publisher: KafkaPublisher, topic: str
 ) -> None:
     for first in range(0, 6000, 2000):
-        publish(publisher, numbered(topic, first, 2000), b"%d" % (first + 2000))
+        publisher.publish(numbered(topic, first, 2000), b"%d" % (first + 2000))
     found = read(kafka, topic)
     assert sorted(int(record.value) for record in found) == list(range(6000))
     expected = {
@@ -604,7 +532,7 @@ def test_reading_gives_every_visible_record_with_its_place(
 def test_reading_keeps_the_order_of_a_partition(
     kafka: Broker, publisher: KafkaPublisher, topic: str
 ) -> None:
-    publish(publisher, numbered(topic, 0, 5000), b"5000")
+    publisher.publish(numbered(topic, 0, 5000), b"5000")
     last: dict[int, int] = {}
     for record in read(kafka, topic):
         assert record.offset > last.get(record.partition, -1)
@@ -614,7 +542,7 @@ def test_reading_keeps_the_order_of_a_partition(
 def test_reading_begins_at_the_offsets_asked_for(
     kafka: Broker, publisher: KafkaPublisher, topic: str
 ) -> None:
-    publish(publisher, numbered(topic, 0, 700), b"700")
+    publisher.publish(numbered(topic, 0, 700), b"700")
     everything = read(kafka, topic)
     behind = {(topic, partition): 60 for partition in range(12)}
     assert sorted(read(kafka, topic, behind=behind)) == sorted(
@@ -625,7 +553,7 @@ def test_reading_begins_at_the_offsets_asked_for(
 def test_reading_leaves_out_what_was_aborted(
     kafka: Broker, publisher: KafkaPublisher, topic: str, name: str
 ) -> None:
-    publish(publisher, numbered(topic, 0, 10), b"10")
+    publisher.publish(numbered(topic, 0, 10), b"10")
     producer = raw_producer(kafka, f"{name}-other")
     producer.begin_transaction()
     for record in numbered(topic, 10, 10):
@@ -642,7 +570,7 @@ def test_reading_waits_for_an_open_transaction_that_hides_records(
     producer.begin_transaction()
     producer.produce(topic, b"0", b"key-0", partition=murmur2(b"key-0", 12))
     producer.flush(10)
-    publish(publisher, numbered(topic, 7, 1), b"8")
+    publisher.publish(numbered(topic, 7, 1), b"8")
     with pytest.raises(BrokerUnavailable, match=topic):
         list(reader(kafka, patience=1.0).read([topic]))
     timer = threading.Timer(0.5, producer.commit_transaction, [10])
@@ -655,13 +583,13 @@ def test_reading_waits_for_an_open_transaction_that_hides_records(
 def test_reading_ends_while_others_go_on_writing(
     kafka: Broker, publisher: KafkaPublisher, topic: str
 ) -> None:
-    publish(publisher, numbered(topic, 0, 1000), b"1000")
+    publisher.publish(numbered(topic, 0, 1000), b"1000")
     ended = threading.Event()
 
     def write() -> None:
         first = 1000
         while not ended.is_set():
-            publish(publisher, numbered(topic, first, 200), b"%d" % (first + 200))
+            publisher.publish(numbered(topic, first, 200), b"%d" % (first + 200))
             first += 200
 
     thread = threading.Thread(target=write)
@@ -733,7 +661,7 @@ def test_a_frozen_publisher_that_wakes_up_is_fenced_and_makes_nothing_visible(
         child.send(signal.SIGSTOP)
         later = new()
         following = int(later.begin() or 0)
-        publish(later, numbered(topic, following, 5), b"%d" % (following + 5))
+        later.publish(numbered(topic, following, 5), b"%d" % (following + 5))
         child.send(signal.SIGCONT)
         assert child.wait() == FENCED
         assert numbers(kafka, topic) == list(range(following + 5))
@@ -748,11 +676,11 @@ def test_a_broker_that_is_killed_and_comes_back_loses_and_doubles_nothing(
     ended = threading.Event()
     reached = [0]
 
-    def go_on() -> None:
+    def publish() -> None:
         following = 0
         while not ended.is_set():
             try:
-                publish(publisher, numbered(topic, following, 50), b"%d" % (following + 50))
+                publisher.publish(numbered(topic, following, 50), b"%d" % (following + 50))
                 following += 50
             except BrokerUnavailable:
                 while True:
@@ -763,7 +691,7 @@ def test_a_broker_that_is_killed_and_comes_back_loses_and_doubles_nothing(
                         pass
             reached[0] = following
 
-    thread = threading.Thread(target=go_on)
+    thread = threading.Thread(target=publish)
     thread.start()
     try:
         for _ in range(times):
@@ -790,11 +718,11 @@ def test_a_broker_that_does_not_answer_makes_publishing_fail_in_bounded_time(
 ) -> None:
     publisher = new({"transaction.timeout.ms": "2000"}, patience=1.0)
     publisher.begin()
-    publish(publisher, numbered(topic, 0, 1), b"1")
+    publisher.publish(numbered(topic, 0, 1), b"1")
     kafka.pause()
     try:
         with pytest.raises(BrokerUnavailable):
-            publish(publisher, numbered(topic, 1, 1000), b"1001")
+            publisher.publish(numbered(topic, 1, 1000), b"1001")
         with pytest.raises(BrokerUnavailable):
             publisher.begin()
         with pytest.raises(BrokerUnavailable):
@@ -814,7 +742,7 @@ def test_a_transaction_in_hand_is_finished_when_the_process_is_told_to_stop(
     publisher.begin()
     publisher.partitions([topic])
     stop.set()
-    publish(publisher, numbered(topic, 0, 5000), b"5000")
+    publisher.publish(numbered(topic, 0, 5000), b"5000")
     assert numbers(kafka, topic) == list(range(5000))
 
 
@@ -824,13 +752,13 @@ def test_a_commit_that_gets_no_answer_is_given_up_soon_after_the_stop(
     stop = threading.Event()
     publisher = new({"transaction.timeout.ms": "600000"}, patience=600.0, stop=stop)
     publisher.begin()
-    publish(publisher, numbered(topic, 0, 1), b"1")
+    publisher.publish(numbered(topic, 0, 1), b"1")
     kafka.pause()
     try:
         timer = threading.Timer(0.5, stop.set)
         timer.start()
         with pytest.raises(BrokerUnavailable):
-            publish(publisher, numbered(topic, 1, 1), b"2")
+            publisher.publish(numbered(topic, 1, 1), b"2")
         timer.join()
     finally:
         kafka.resume()

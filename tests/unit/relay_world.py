@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,11 +44,11 @@ from retold.store.migrations import index_for_polling
 from retold.store.url import parse_url
 
 Fault = Literal[
-    "", "write", "away", "crash", "stop", "done, away", "done, crash", "fenced", "rival", "late"
+    "", "write", "away", "crash", "stop", "done, away", "done, crash", "fenced", "rival"
 ]
 """What happens at a place: nothing, somebody writes, it is away, the process dies, it is told to
 stop; the transaction becomes visible although the call fails or the process dies; another relay of
-the name begins, or begins and publishes; the transaction is still under way when the call returns."""
+the name begins, or begins and publishes."""
 Where = Literal["begin", "publish", "start", "read", "mark"]
 
 
@@ -120,10 +120,8 @@ class Publisher:
         self._schedule = schedule
         self._stop = stop
         self._epoch = -1
-        self._under_way: Callable[[], None] | None = None
 
     def begin(self) -> bytes | None:
-        self._under_way = None
         self._strike("begin")
         self._broker.epoch += 1
         self._epoch = self._broker.epoch
@@ -134,48 +132,33 @@ class Publisher:
             self._broker.topics.setdefault(topic, 12)
         return self._broker.partitions(topics)
 
-    def publish(
-        self, records: Sequence[Record], checkpoint: bytes, committed: Callable[[], object]
-    ) -> None:
+    def publish(self, records: Sequence[Record], checkpoint: bytes) -> None:
         fault = self._strike("publish")
         if fault == "fenced":
             self._broker.epoch += 1
         elif fault == "rival":
             self._world.rival()
-        self.settle()
-        self._under_way = lambda: self._commit(records, checkpoint, committed)
-        if fault == "late":
-            return
-        self.settle()
+        if self._epoch != self._broker.epoch:
+            raise Fenced("another one began")
+        self._commit(records, checkpoint)
         if fault == "done, away":
             raise BrokerUnavailable("commit")
         if fault == "done, crash":
             raise Crash
-
-    def settle(self) -> None:
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
-            under_way()
 
     def _strike(self, place: Where) -> Fault:
         fault = self._schedule.next(place)
         self._world.strike(fault, self._stop, BrokerUnavailable(place))
         return fault
 
-    def _commit(
-        self, records: Sequence[Record], checkpoint: bytes, committed: Callable[[], object]
-    ) -> None:
-        if self._epoch != self._broker.epoch:
-            raise Fenced("another one began")
+    def _commit(self, records: Sequence[Record], checkpoint: bytes) -> None:
         assert {record.topic for record in records} <= self._broker.topics.keys()
         self._broker.visible += records
         self._broker.checkpoint = checkpoint
         self._world.check(decode_checkpoint("r", checkpoint))
-        committed()
 
     def close(self) -> None:
         self._epoch = -1
-        self._under_way = None
 
 
 class LogSource:

@@ -12,7 +12,6 @@ from confluent_kafka import KafkaError
 from retold.brokers.kafka import KafkaPublisher, KafkaTopics
 from retold.brokers.kafka_cluster import Cluster, translate
 from retold.errors import BrokerRefused, BrokerUnavailable, Fenced, InvalidValue, UsageError
-from tests.relay.publishing import publish
 
 _NOWHERE = "127.0.0.1:1"
 
@@ -125,14 +124,13 @@ def test_no_secret_gets_into_an_error(setting: str) -> None:
 
 def test_publishing_needs_an_epoch() -> None:
     with pytest.raises(BrokerUnavailable, match="no epoch"):
-        publish(KafkaPublisher("bank", _NOWHERE), [], b"{}")
+        KafkaPublisher("bank", _NOWHERE).publish([], b"{}")
 
 
 _COLLECTED_IN_THE_CLIENT_S_THREAD = """
 import gc, time
 from confluent_kafka import TopicCollection
 from retold.brokers.kafka_cluster import Cluster
-from tests.relay.publishing import publish
 
 gc.disable()
 cluster = Cluster("127.0.0.1:1", {}, 1.0, None)

@@ -5,10 +5,9 @@ A *publisher* writes records and the checkpoint that covers them, all or nothing
 * Epoch. `begin` ends whatever an earlier publisher of the same name had under way, so that it can
   make nothing visible any more, and returns the checkpoint saved last: it covers exactly the
   records that are visible.
-* Transaction. `publish` writes records in their order, and the checkpoint, in one transaction.
-  Transactions become visible in the order in which they were published, none before the one before
-  it; at most one is under way when the call returns. If it raises, begin again: the checkpoint
-  tells how many were committed.
+* Transaction. `publish` writes records in their order, and the checkpoint, in one transaction,
+  durable when the call returns. If it raises, begin again: the checkpoint tells whether the
+  transaction was committed.
 * Reading. Readers see records of committed transactions only (`read_committed`).
 * Waiting. Every call waits for a broker that is away, but for a bounded time, and not much longer
   than until the process is told to stop: then it raises BrokerUnavailable. A transaction in hand
@@ -44,7 +43,7 @@ A *consumer* hands the messages of some topics to one member of a subscription:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -132,23 +131,12 @@ class Publisher(Protocol):
         """
         ...
 
-    def publish(
-        self, records: Sequence[Record], checkpoint: bytes, committed: Callable[[], object]
-    ) -> None:
-        """One transaction more. It becomes visible behind those before it, or not at all.
-
-        It may still be under way when this returns; those before it are not. `committed` is called
-        when it is visible, in any thread. Raises BrokerUnavailable, Fenced, RecordTooLarge,
-        BrokerRefused, also for the one before; and what its `committed` raised.
-        """
-        ...
-
-    def settle(self) -> None:
-        """Wait until no transaction is under way. Raises what `publish` raises."""
+    def publish(self, records: Sequence[Record], checkpoint: bytes) -> None:
+        """One transaction. Raises BrokerUnavailable, Fenced, RecordTooLarge, BrokerRefused."""
         ...
 
     def close(self) -> None:
-        """End at once; a transaction under way is left to the next epoch to end."""
+        """End at once; a transaction under way is left to the next epoch to abort."""
         ...
 
 

@@ -1,14 +1,8 @@
 """Kafka as the relay's broker, through librdkafka. See brokers/base.py for what is promised.
 
-A relay is two transactional producers, `retold-relay-<name>` and `retold-relay-<name>:2`; its
-checkpoints are the records of a compacted topic with one partition, `retold.relay.<name>`. What the
-producers of the same name had under way when others begin is ended by Kafka, which refuses whatever
-they send later.
-
-The two take turns, so that one writes while the other commits. Order hangs on two rules: a
-transaction is written only when the one before it stands in the log, and its commit is asked for
-only when that one is committed. So what is visible is always the first so many transactions,
-wherever this ends. And a position is read only after both producers of the one before are fenced.
+A relay is one transactional producer, `retold-relay-<name>`; its checkpoints are the records of a
+compacted topic with one partition, `retold.relay.<name>`. What a producer of the same name had
+under way when another one begins is aborted by Kafka, and Kafka refuses whatever it sends later.
 
 The partition of a record is chosen here, from the number of partitions that the relay was told:
 librdkafka would follow an increase as soon as it hears of it, and put the later events of an entity
@@ -21,22 +15,22 @@ import contextlib
 import logging
 import re
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from retold.brokers.base import Published, Record
 from retold.brokers.kafka_cluster import (
     FENCED,
     PATIENCE_S,
     REFUSED,
+    SLICE_S,
     Cluster,
     Patience,
     Place,
     admin_api,
+    serve,
 )
-from retold.brokers.kafka_transactions import Failure, TransactionalProducer
 from retold.errors import (
     BrokerRefused,
     BrokerUnavailable,
@@ -48,7 +42,7 @@ from retold.errors import (
 
 # isort: split
 # Behind kafka_cluster, which tells what to install.
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, murmur2
 
 PARTITIONS = 12
 """The number of partitions of a topic that the relay makes: it cannot be changed later."""
@@ -60,14 +54,14 @@ POSITIONS_TOPIC = {
     "segment.ms": "600000",
     "min.cleanable.dirty.ratio": "0.01",
 }
-_LOOK_S = 0.0003
-"""How often to look whether a transaction stands in the log."""
 _GRACE_S = 5.0
 """How long a transaction may take to finish after the relay was told to stop."""
 TRANSACTION_S = 60.0
 _MESSAGE_BYTES = 16_000_000
 _BATCH_BYTES = 1_000_000
 _BUFFER_BYTES = 32_000_000
+
+_PURGED = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}
 
 _log = logging.getLogger("retold.kafka")
 
@@ -118,21 +112,13 @@ class KafkaTopics:
         return self._cluster.read(ranges, self._group)
 
 
-@dataclass(slots=True)
-class _UnderWay:
-    """A transaction whose commit was asked for. records: until they stand in the log."""
+class _Failure(NamedTuple):
+    """A record that was not delivered."""
 
-    producer: TransactionalProducer
-    patience: Patience
-    records: Sequence[Record]
-    done: Future[None]
-
-
-def _commit(
-    producer: TransactionalProducer, patience: Patience, committed: Callable[[], object]
-) -> None:
-    producer.commit(patience)
-    committed()
+    error: KafkaError
+    topic: str
+    partition: int
+    value: bytes
 
 
 class KafkaPublisher:
@@ -161,8 +147,6 @@ class KafkaPublisher:
             )
         settings = settings or {}
         self._name = name
-        # No other relay's name gives one of these: a name has no colon.
-        self._ids = (f"retold-relay-{name}", f"retold-relay-{name}:2")
         self._key = name.encode()
         self._positions = positions_topic(name)
         self._partitions = partitions
@@ -172,15 +156,19 @@ class KafkaPublisher:
         message_bytes = int(settings.get("message.max.bytes", _MESSAGE_BYTES))
         self._batch_bytes = _BATCH_BYTES
         self._own_settings: dict[str, Any] = {
+            "transactional.id": f"retold-relay-{name}",
             "transaction.timeout.ms": int(1000 * TRANSACTION_S),
+            # Commit flushes, so nothing is gained by waiting for more.
+            "linger.ms": 0,
             # The broker's limit is the one that counts.
             "message.max.bytes": message_bytes,
             "queue.buffering.max.kbytes": max(_BUFFER_BYTES, 2 * message_bytes) // 1000,
+            "delivery.report.only.error": True,
+            "on_delivery": self._on_failure,
         }
+        self._producer: Producer | None = None
         self._counts: dict[str, int] = {}
-        self._producers: list[TransactionalProducer] = []
-        self._committer: ThreadPoolExecutor | None = None
-        self._under_way: _UnderWay | None = None
+        self._failures: list[_Failure] = []
 
     # --- an epoch ---------------------------------------------------------------------------------
 
@@ -199,22 +187,23 @@ class KafkaPublisher:
                 f"topic {self._positions!r} has {positions[self._positions]} partitions and must "
                 f"have one"
             )
-        producers: list[TransactionalProducer] = []
-        for id in self._ids:
-            producers.append(TransactionalProducer(id, self._client))
-            with self._cluster.translating(f"beginning an epoch of {id!r}"):
-                producers[-1].fence(patience)
+        producer = self._cluster.producer(
+            {**self._own_settings, "batch.size": self._batch_bytes, "enable.idempotence": True}
+        )
+        while True:
+            try:
+                producer.init_transactions(SLICE_S)
+                break
+            except KafkaException as error:
+                serve(producer)
+                if not error.args[0].retriable() or patience.ended():
+                    raise self._cluster.failure(error.args[0], "beginning an epoch") from None
+                _pause_unless_timed_out(error)
         # The epoch has begun, also where its position is missing: a resync can do without.
-        self._producers = producers
-        self._committer = ThreadPoolExecutor(1, "retold relay committer")
+        self._producer = producer
         checkpoint = self._read_checkpoint()
         self._cluster.forget_trouble()
         return checkpoint
-
-    def _client(self, own: dict[str, Any]) -> Producer:
-        return self._cluster.producer(
-            {**self._own_settings, "batch.size": self._batch_bytes, **own}
-        )
 
     def _read_checkpoint(self) -> bytes | None:
         """The last visible one, from near the topic's end: it may hold millions.
@@ -262,86 +251,92 @@ class KafkaPublisher:
 
     # --- a transaction ----------------------------------------------------------------------------
 
-    def publish(
-        self, records: Sequence[Record], checkpoint: bytes, committed: Callable[[], object]
-    ) -> None:
-        if self._committer is None:
+    def publish(self, records: Sequence[Record], checkpoint: bytes) -> None:
+        producer = self._producer
+        if producer is None:
             raise BrokerUnavailable("no epoch has begun")
         if unknown := {record[0] for record in records} - self._counts.keys():
             self.partitions(unknown)
-        producer = self._producers[0]
+        self._failures.clear()
         patience = self._cluster.patience(self._transaction_s, _GRACE_S)
-        last = self._positions, self._key, checkpoint
-        with self._ending_if_it_fails():
-            self._wait_until_the_one_before_stands()
-            try:
-                producer.write(records, self._counts, last, patience)
-            except (KafkaException, TimeoutError) as error:
-                self.settle()  # the transaction before is not to blame
-                raise self._failure(producer, error, records) from None
-            self.settle()
-            self._producers.reverse()
-            done = self._committer.submit(_commit, producer, patience, committed)
-            self._under_way = _UnderWay(producer, patience, records, done)
-
-    def _wait_until_the_one_before_stands(self) -> None:
-        under_way = self._under_way
-        while under_way is not None and not under_way.producer.stands():
-            with contextlib.suppress(TimeoutError):
-                under_way.done.exception(_LOOK_S)
-                self.settle()
-                return
-        if under_way is not None:
-            under_way.records = ()
-
-    def settle(self) -> None:
-        under_way = self._under_way
-        if under_way is None:
-            return
-        with self._ending_if_it_fails():
-            try:
-                under_way.done.result()
-            except KafkaException as error:
-                raise self._failure(under_way.producer, error, under_way.records) from None
-        self._under_way = None
-
-    @contextlib.contextmanager
-    def _ending_if_it_fails(self) -> Generator[None]:
-        """The epoch, as nobody knows what a transaction that failed has left."""
         try:
-            yield
+            producer.poll(0)
+            producer.begin_transaction()
+            self._produce(producer, records, patience)
+            producer.produce(self._positions, checkpoint, self._key, 0)
+            self._commit(producer, patience)
+        except KafkaException as error:
+            raise self._give_up(producer, error.args[0], records) from None
         except BaseException:
             self._drop()
             raise
 
-    def _failure(
-        self,
-        producer: TransactionalProducer,
-        error: KafkaException | TimeoutError,
-        records: Sequence[Record],
+    def _produce(self, producer: Producer, records: Sequence[Record], patience: Patience) -> None:
+        produce: Any = producer.produce
+        counts = self._counts
+        for record in records:
+            topic, key, value, headers = record
+            while True:
+                try:
+                    produce(topic, value, key, murmur2(key, counts[topic]), None, None, 0, headers)
+                    break
+                except BufferError:
+                    producer.poll(0.005)
+                    if patience.ended():
+                        raise self._cluster.unavailable("publishing") from None
+                except KafkaException as error:
+                    if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                        raise self._too_large(record, error.args[0].str()) from None
+                    raise
+
+    def _commit(self, producer: Producer, patience: Patience) -> None:
+        while True:
+            try:
+                return producer.commit_transaction(SLICE_S)
+            except KafkaException as error:
+                if not error.args[0].retriable() or patience.ended():
+                    raise
+                _pause_unless_timed_out(error)
+
+    def _on_failure(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None and error.code() not in _PURGED:
+            topic, partition = message.topic() or "", message.partition()
+            value = message.value() or b""
+            # The values of all those that are too large are needed, and there are few of them.
+            if self._failures and error.code() != KafkaError.MSG_SIZE_TOO_LARGE:
+                value = b""
+            self._failures.append(
+                _Failure(error, topic, -1 if partition is None else partition, value)
+            )
+
+    def _give_up(
+        self, producer: Producer, error: KafkaError, records: Sequence[Record]
     ) -> RetoldError:
-        """What to raise."""
-        producer.serve()
-        reason: KafkaError | None = error.args[0] if isinstance(error, KafkaException) else None
-        if reason is not None and reason.txn_requires_abort():
-            producer.abort()
-        if reason is not None and reason.code() in FENCED:
-            return self._cluster.failure(reason, "")
-        failures = producer.failures
+        """End the epoch. Returns what to raise."""
+        serve(producer)
+        if error.txn_requires_abort():
+            # The next epoch would do it; until then, readers could read no further.
+            with contextlib.suppress(KafkaException):
+                producer.abort_transaction(1.0)
+        self._drop()
+        if error.code() in FENCED:
+            return self._cluster.failure(error, "")
+        failures, self._failures = self._failures, []
         too_large = [one for one in failures if one.error.code() == KafkaError.MSG_SIZE_TOO_LARGE]
         if too_large:
             return self._refused_as_too_large(too_large, records)
         for failure in sorted(failures, key=lambda one: one.error.code() not in REFUSED):
             return self._cluster.failure(failure.error, f"writing to topic {failure.topic!r}")
         topics = sorted({record.topic for record in records})
-        what = f"publishing to {', '.join([*topics, self._positions])}"
-        return self._cluster.failure(reason, what) if reason else self._cluster.unavailable(what)
+        return self._cluster.failure(
+            error, f"publishing to {', '.join([*topics, self._positions])}"
+        )
 
     def _refused_as_too_large(
-        self, failures: Sequence[Failure], records: Sequence[Record]
+        self, failures: Sequence[_Failure], records: Sequence[Record]
     ) -> RetoldError:
         """Kafka refuses batches: which of several records is to blame, smaller batches show."""
-        batches: dict[Place, list[Failure]] = {}
+        batches: dict[Place, list[_Failure]] = {}
         for failure in failures:
             batches.setdefault((failure.topic, failure.partition), []).append(failure)
         alone = [batch[0] for batch in batches.values() if len(batch) == 1]
@@ -366,19 +361,14 @@ class KafkaPublisher:
         self._drop()
 
     def _drop(self) -> None:
-        """End the epoch: at most a moment is waited for, and nobody else uses the clients then."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
-            under_way.patience.end()
-            with contextlib.suppress(Exception):
-                under_way.done.result()
-        if self._committer is not None:
-            self._committer.shutdown()
-            self._committer = None
-        for producer in self._producers:
-            producer.drop()
-        self._producers = []
+        # The last reference: librdkafka ends it without waiting, whereas close() would flush.
+        self._producer = None
 
 
 def _seconds(milliseconds: str | None, default: float) -> float:
     return int(milliseconds) / 1000 if milliseconds else default
+
+
+def _pause_unless_timed_out(error: KafkaException) -> None:
+    if error.args[0].code() != KafkaError._TIMED_OUT:
+        time.sleep(0.02)

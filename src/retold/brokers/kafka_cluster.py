@@ -167,9 +167,6 @@ class Patience:
             self._grace = None
         return now >= self._until
 
-    def end(self) -> None:
-        self._until, self._grace = 0.0, None
-
 
 class Cluster:
     """Where Kafka is, how to log in there, and what was wrong last."""

@@ -23,7 +23,7 @@ def transactions_check(name: str, reason: str) -> Check:
     """reason: why the relay `name` may not use them, empty where it may."""
     if not reason:
         return ok("transactions", "are allowed")
-    ids = f"retold-relay-{name}, retold-relay-{name}:2 and retold-doctor-{name}"
+    ids = f"retold-relay-{name} and retold-doctor-{name}"
     return failed(
         "transactions",
         f"are not allowed: {reason}",

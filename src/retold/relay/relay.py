@@ -26,7 +26,6 @@ from retold.errors import (
     LogPurged,
     PositionMissing,
     PositionUnreadable,
-    RelayStopped,
     RetoldError,
     TopicChanged,
 )
@@ -48,6 +47,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger("retold.relay")
 
 _TAKE_S = 0.25
+_REST_S = 0.001
+"""Kafka goes on with a transaction for a moment after it was committed. Who begins the next one
+meanwhile is refused, and librdkafka asks again only after 20 ms."""
 _PARTITIONS_S = 10.0
 """How often the topics' numbers of partitions are looked at."""
 _LONGEST_PAUSE_S = 10.0
@@ -94,6 +96,7 @@ class Relay:
         self._progress = progress
         self._choices = choices or Choices()
         self._partitions: dict[str, int] = {}
+        self._published = 0.0
         self._looked = 0.0
 
     def run(self, stop: threading.Event) -> None:
@@ -117,12 +120,6 @@ class Relay:
             published = counts["transactions"]
             try:
                 self._epoch(stop)
-                self._publisher.settle()
-            except RelayStopped:
-                # What comes before the place that nobody can pass is published.
-                with suppress(RetoldError):
-                    self._publisher.settle()
-                raise
             except RetoldError as error:
                 if not error.retriable or isinstance(error, LeadershipLost):
                     raise
@@ -147,7 +144,7 @@ class Relay:
         self._compare(self._publisher.partitions(self._partitions))
         if checkpoint is None and self._choices.from_now and not self._choices.resync:
             checkpoint = Checkpoint(self._source.skip(), {})
-            self._save(checkpoint.position, [], None)
+            self._publisher.publish([], encode_checkpoint(checkpoint))
         if checkpoint is None or checkpoint.catching_up or self._choices.resync:
             self._check_not_set_back(checkpoint)
             self._catch_up(checkpoint, stop)
@@ -196,7 +193,6 @@ class Relay:
                         return
                     if part:
                         self._save(position, part, catching_up.end)
-            self._publisher.settle()
             catching_up.check_holes()
             self._source.start(position)
             self._follow(position, stop, catching_up)
@@ -235,15 +231,15 @@ class Relay:
             while not stop.is_set():
                 self._leadership.check()
                 self._look_at_partitions()
+                time.sleep(max(0.0, self._published + _REST_S - time.monotonic()))
                 batch = reader.take(_TAKE_S)
                 progress.caught_up = batch is None
                 if batch is None:
-                    self._publisher.settle()
                     continue
                 end = catching_up.end if catching_up and not batch.last else None
-                self._save(batch.position, batch.records, end, batch.committed, confirm=True)
+                self._save(batch.position, batch.records, end, committed=batch.committed)
+                self._source.confirm(batch.position)
                 if batch.last and known is not None:
-                    self._publisher.settle()
                     known.close()
                     catching_up = None
                     progress.role = "leading"
@@ -254,24 +250,18 @@ class Relay:
         position: Position,
         records: list[Record],
         catching_up: Position | None,
-        committed: float = 0.0,
         *,
-        confirm: bool = False,
+        committed: float = 0.0,
     ) -> None:
-        """Publish records and the checkpoint that covers them; then, if told so, confirm it."""
+        """Publish records and the checkpoint that covers them."""
         began = time.monotonic()
         new = {record.topic for record in records} - self._partitions.keys()
         if new:
             self._partitions.update(self._publisher.partitions(new))
         checkpoint = Checkpoint(position, self._partitions, catching_up)
-        events = len(records)
-
-        def done() -> None:
-            self._progress.add(events, position, committed, began)
-            if confirm:
-                self._source.confirm(position)
-
-        self._publisher.publish(records, encode_checkpoint(checkpoint), done)
+        self._publisher.publish(records, encode_checkpoint(checkpoint))
+        self._published = time.monotonic()
+        self._progress.add(len(records), position, committed, began)
 
     # --- partitions ------------------------------------------------------------------------------
 
