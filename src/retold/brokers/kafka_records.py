@@ -56,14 +56,15 @@ class Records:
                     return ()
             return [self._unreadable(record, partition)]
         found: list[Message | Stop] = []
+        last, late, until = len(events), share.late, share.until
         for index, event in enumerate(events, 1):
-            position = place(offset, index) if index < len(events) else place(offset + 1)
+            position = place(offset + 1) if index == last else place(offset, index)
             pair = event.entityType, event.eventType
-            new = position > max(share.saved, share.late.get(pair, share.until))
+            new = position > share.saved and position > (late.get(pair, until) if late else until)
             if event.id < share.since:
                 continue
             share.since = ""
-            if new and pair in self.others and self._wants is not None:
+            if new and self._wants is not None and pair in self.others:
                 # Nothing behind it is handed out.
                 share.stop_at(place(offset, index - 1))
                 return [*found, Stop(partition, self._wants.outgrown())]

@@ -75,12 +75,14 @@ class Handling:
 
         Raises HandlerFailed, UnknownEvent, UnreadableEvent, UnreadableRecord.
         """
-        if message.event_type == UNREADABLE:
-            for inner in events_of(message):
-                if inner.event_type in self._types and not (yield from self._handle(inner)):
-                    return False
-            return True
-        return (yield from self._handle(message))
+        unreadable = message.event_type == UNREADABLE
+        return self._handle_inside(message) if unreadable else self._handle(message)
+
+    def _handle_inside(self, message: Message) -> Steps:
+        for inner in events_of(message):
+            if inner.event_type in self._types and not (yield from self._handle(inner)):
+                return False
+        return True
 
     def _handle(self, message: Message) -> Steps:
         for event in read_row(
