@@ -157,7 +157,7 @@ CORRUPTIONS = {
         WHERE position = (
             SELECT max(second.position) FROM events first
             JOIN events cause1 ON cause1.event_id = first.triggering_event
-            JOIN events cause2 USING (entity_id)
+            JOIN events cause2 ON cause2.entity_id = cause1.entity_id
             JOIN events second ON second.triggering_event = cause2.event_id
             AND second.entity_id = first.entity_id AND second.event_id > first.event_id
             WHERE first.event_type = 'bank.AccountCredited'
