@@ -112,6 +112,7 @@ def test_a_rebuild_beside_members_and_writers_loses_and_doubles_nothing(
     assert table(url) == folded(url)
 
 
+@pytest.mark.soak  # on PostgreSQL appends that never pause can hold the exchange off for minutes
 @KINDS
 def test_an_inline_projection_is_rebuilt_while_others_append(url: str) -> None:
     balances = Balances(url, inline=True)
