@@ -109,6 +109,23 @@ def park(
     if event.id.startswith(MADE_UP):
         (found,) = yield [Statement(sql["parked_queue"], queue)]
         event = event._replace(id=id_in_queue(event, found.rows))
+    yield from join(sql, queue, event, failure, partition, limit)
+    yield [Statement(sql["commit"])]
+    return event.id
+
+
+def join(
+    sql: Mapping[str, str],
+    queue: Queue,
+    event: Event,
+    failure: Failure,
+    partition: int,
+    limit: int,
+) -> Plan[None]:
+    """The same in a transaction of the caller's, who has seen to the partition.
+
+    Raises ParkedQueueFull at `limit` events.
+    """
     row = (*queue, event.id, partition, *event[1:], *failure, time.time_ns() // 1_000_000)
     new, found = yield [Statement(sql["park"], row), Statement(sql["parked_count"], queue)]
     if found.rows[0][0] > limit:
@@ -116,8 +133,6 @@ def park(
     if failure.error is None and new.rowcount and found.rows[0][0] == 1:
         # What it was to wait behind is gone: nothing else would have it tried.
         yield [Statement(sql["parked_next"], (*queue, event.id))]
-    yield [Statement(sql["commit"])]
-    return event.id
 
 
 def id_in_queue(event: Event, rows: Sequence[Sequence[str]]) -> str:

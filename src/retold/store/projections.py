@@ -17,16 +17,14 @@ from typing import Any, NamedTuple
 from retold.errors import (
     AssignmentLost,
     ConnectionLost,
-    ParkedQueueFull,
     RetoldError,
     StoreBusy,
     TransactionRolledBack,
     UsageError,
 )
-from retold.ids import wall_clock
 from retold.store.dialects import Dialect
 from retold.store.driver import Plan, Statement, acting
-from retold.store.parked import Event, Failure, Queue
+from retold.store.parked import Event, Failure, Queue, join
 
 OWN = ""
 """The place that stands for the projection itself."""
@@ -144,7 +142,7 @@ def write(
         yield from _act(sql, act)
     name, owner = member
     for one in parked:
-        yield from _park(sql, one, limit)
+        yield from join(sql, *one, limit)
     yield [
         *_saw(sql, name, seen),
         *(
@@ -228,14 +226,6 @@ def still_open(sql: Mapping[str, str]) -> Plan[None]:
 
 def _saw(sql: Mapping[str, str], name: str, seen: Iterable[Seen]) -> list[Statement]:
     return [Statement(sql["projection_seen_save"], (name, *one)) for one in seen]
-
-
-def _park(sql: Mapping[str, str], one: Parked, limit: int) -> Plan[None]:
-    event = one.event
-    row = (*one.queue, event.id, one.partition, *event[1:], *one.failure, wall_clock())
-    _, found = yield [Statement(sql["park"], row), Statement(sql["parked_count"], one.queue)]
-    if found.rows[0][0] > limit:
-        raise ParkedQueueFull(*one.queue, limit)
 
 
 def save_passed(sql: Mapping[str, str], member: Member, positions: Mapping[str, int]) -> Plan[None]:

@@ -125,8 +125,9 @@ class Subscription:
         """Register the handler of an event of one entity type.
 
         of: the entity type, by name or class. Without it, the one aggregate of this process that
-        applies the event. retry: for this handler instead of the subscription's. Raises DefinitionError for a second handler of the same event; none or
-        several such aggregates are an error when the subscription starts.
+        applies the event. retry: for this handler instead of the subscription's. Raises
+        DefinitionError for a second handler of the same event; none or several such aggregates are
+        an error when the subscription starts.
         """
 
         def register(handler: Any) -> Any:
